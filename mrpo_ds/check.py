@@ -1,0 +1,96 @@
+"""Everything that can be known before a process group or a GPU: the check command, and the start of train."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrpo_ds.checkpoint import find_resume
+from mrpo_ds.config.ds_config import read_ds_config
+from mrpo_ds.config.schema import Config
+from mrpo_ds.data.dataset import check_fits
+from mrpo_ds.data.order import steps_per_epoch, total_steps
+from mrpo_ds.distributed.topology import build_topology
+from mrpo_ds.errors import ConfigError
+from mrpo_ds.material import POLICY, Material, prepare
+from mrpo_ds.models import AnyModelConfig, load_model_config, resolve_dtype
+from mrpo_ds.tracking import log
+
+
+def check_run(config: Config, resume: str = "none") -> Material:
+    """Check models, tokenizers, data, arithmetic and the output directory, and log what a run would do.
+
+    Raises ConfigError or DataError for the first thing that could not run.
+    """
+    read_ds_config(config.deepspeed)
+    check_output_dir(Path(config.output_dir), resume)
+    model_configs = {name: load_model_config(model) for name, model in _models(config)}
+    material = prepare(config)
+    _report_data(material, model_configs)
+    _report_run(config, material, model_configs)
+    return material
+
+
+def check_output_dir(run_dir: Path, resume: str) -> None:
+    """Raise ConfigError when the run directory is used (and not resumed) or cannot be written."""
+    find_resume(run_dir, resume)
+    existing = run_dir
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir is {str(run_dir)!r}, which cannot be written ({existing}); choose another place.")
+
+
+def _models(config: Config) -> list[tuple[str, AnyModelConfig]]:
+    return [(POLICY, config.model), *((reference.name, reference) for reference in config.references)]
+
+
+def _report_data(material: Material, model_configs: dict[str, Any]) -> None:
+    for split, report in material.reports.items():
+        dropped = ", ".join(f"{count} x {reason}" for reason, count in report.dropped.items()) or "none"
+        log(f"{split}: {report.kept} of {report.rows} rows; dropped: {dropped}; responses cut: {report.truncated_rows}")
+    examples = [example for split in material.splits.values() for example in split]
+    renderers = {name: speaker.renderer for name, speaker in material.speakers.items()}
+    for name, fit in check_fits(examples, renderers).items():
+        log(
+            f"{name}: longest sequence {fit.longest} tokens; rows that do not round-trip: {fit.not_round_trip}; "
+            f"rows with special tokens in their text: {fit.special_in_text}"
+        )
+        limit = getattr(model_configs[name].get_text_config(), "max_position_embeddings", None)
+        if limit is not None and fit.longest > limit:
+            raise ConfigError(
+                f"{name}: the longest row has {fit.longest} tokens, the model takes {limit}; lower data.max_length "
+                f"({material.config.data.max_length})."
+            )
+
+
+def _report_run(config: Config, material: Material, model_configs: dict[str, Any]) -> None:
+    topology = build_topology(config)
+    log(f"roles: {topology.describe()} ({config.topology.placement}, {topology.world_size} processes)")
+    rows = len(material.splits["train"])
+    train = config.train
+    steps = total_steps(rows, train.batch_size, train.epochs, train.max_steps)
+    log(
+        f"steps: {steps} of {train.batch_size} prompts ({train.batch_size // config.topology.policy} a rank), "
+        f"{steps_per_epoch(rows, train.batch_size)} an epoch; loss {config.loss.name}"
+    )
+    device = torch.device("cpu")  # a login node has no GPU, and auto means bf16 on the GPUs of the run
+    for name, model in _models(config):
+        parameters = num_parameters(model_configs[name])
+        if name == POLICY:
+            share = 16 * parameters / config.topology.policy / 2**30
+            detail = f"16 bytes each for weights, gradients and AdamW / {config.topology.policy} ranks"
+        else:
+            share = resolve_dtype(model.dtype, device).itemsize * parameters / 2**30
+            detail = "weights, whole on a rank"
+        log(f"{name}: {parameters / 1e6:.0f} M parameters; {share:.2f} GiB a rank ({detail}), activations on top")
+
+
+def num_parameters(model_config: Any) -> int:
+    """Parameters of a model, tied ones once, counted without making it."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,70 @@
+"""The command line: parse, load the configuration, call. Exit codes: 0 done, 2 bad input, 75 run again, 1 else."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from mrpo_ds.errors import MrpoError
+
+LET_RANK_0_SPEAK_SECONDS = 5.0
+"""All ranks meet the same mistake; a launcher ends everyone as soon as one leaves, so the silent ones wait."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's mistake is one line, never a traceback."""
+    # The deepspeed launcher puts --local_rank=N first; the environment says the same.
+    given = [word for word in (sys.argv[1:] if arguments is None else arguments) if not word.startswith("--local_rank")]
+    options = _parser().parse_args(given)
+    try:
+        return int(options.run(options))
+    except MrpoError as error:
+        if _is_first_rank():
+            print(f"mrpo-ds: error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(LET_RANK_0_SPEAK_SECONDS)
+        return error.exit_code
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mrpo-ds", description="Preference finetuning against several references.")
+    commands = parser.add_subparsers(title="commands", required=True)
+    for name, run, text in (
+        ("train", _train, "train a policy, inside or outside a launcher"),
+        ("check", _check, "check config, data, tokenizers, roles and memory; touches no GPU"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("config", help="a YAML file, see launch/configs")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="replace a setting")
+        command.set_defaults(run=run)
+        if name == "train":
+            command.add_argument(
+                "--resume",
+                default="none",
+                metavar="auto|PATH|none",
+                help="auto: go on from the newest checkpoint of output_dir; PATH: from that one; none: a new run",
+            )
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from mrpo_ds.config.load import load_config
+    from mrpo_ds.run import train
+
+    return train(load_config(options.config, options.overrides), options.config, options.overrides, options.resume)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from mrpo_ds.check import check_run
+    from mrpo_ds.config.load import load_config
+    from mrpo_ds.tracking import configure_console, log
+
+    configure_console(True)
+    check_run(load_config(options.config, options.overrides), resume="auto")
+    log("ok")
+    return 0

@@ -1,0 +1,75 @@
+"""The DeepSpeed configuration of an engine. The only place where DeepSpeed's batch keys are written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mrpo_ds.errors import ConfigError
+
+OWNED_KEYS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size",
+    "gradient_clipping": "train.max_grad_norm",
+    "optimizer": "train.learning_rate and its neighbours",
+    "scheduler": "train.scheduler",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+}
+
+
+def read_ds_config(path: str) -> dict[str, Any]:
+    """A DeepSpeed JSON with sharding only. Raises ConfigError for a missing file, bad JSON or a key that is ours."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"deepspeed is {path!r}, which does not exist; see ds_configs for examples.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"deepspeed is {path!r}, which is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"deepspeed is {path!r}, which is not a JSON object.")
+    for key, owner in OWNED_KEYS.items():
+        if key in values:
+            raise ConfigError(f"{path}: {key!r} must not be set there; allowed: remove it and set {owner} instead.")
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    if stage != 3:
+        raise ConfigError(f"{path}: zero_optimization.stage is {stage}; allowed: 3.")
+    return values
+
+
+def training_ds_config(sharding: dict[str, Any], ranks: int, max_grad_norm: float, bf16: bool) -> dict[str, Any]:
+    """The configuration of the policy's engine.
+
+    DeepSpeed's own accumulation is 1: the loss carries the exact global denominator and the trainer marks the
+    boundary itself, so the number of micro-batches may differ from step to step.
+    """
+    return {
+        **sharding,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": ranks,
+        "gradient_clipping": max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        **_precision(bf16),
+    }
+
+
+def frozen_ds_config(ranks: int, bf16: bool) -> dict[str, Any]:
+    """The configuration of a reference whose parameters are sharded over its ranks."""
+    return {
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "train_micro_batch_size_per_gpu": 1,
+        "train_batch_size": ranks,
+        **_precision(bf16),
+    }
+
+
+def uses_cpu_optimizer(ds_config: dict[str, Any]) -> bool:
+    """Whether the optimizer states live on the CPU, which asks for DeepSpeed's own CPU Adam."""
+    offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
+    return offload.get("device", "none") != "none"
+
+
+def _precision(bf16: bool) -> dict[str, Any]:
+    # gloo has no bf16 reduction, and fp32 sums of gradients cost little beside what they save in accuracy.
+    return {"bf16": {"enabled": True}, "communication_data_type": "fp32"} if bf16 else {}

@@ -1,0 +1,279 @@
+"""The whole configuration of a run, as frozen dataclasses. Standard library only.
+
+Ranges are checked in __post_init__ with the full key, the value, what is allowed and how to mend it.
+What needs other files (data, models) or other sections (topology against batch sizes) is checked in check.py.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mrpo_ds.errors import require, require_choice
+
+MISSING = "???"  # OmegaConf's mark of a mandatory value
+DTYPES = ("auto", "bf16", "fp32")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+TEMPLATES = ("auto", "plain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The policy: a causal language model that is trained in full."""
+
+    path: str = MISSING
+    """A directory with safetensors and a tokenizer, or a Hub id."""
+    revision: str | None = None
+    """Hub branch, tag or commit."""
+    dtype: str = "auto"
+    """auto | bf16 | fp32. auto: bf16 on GPUs and on CPUs with AMX, fp32 elsewhere; the log says which."""
+    attention: str = "sdpa"
+    """sdpa | eager | flash_attention_2 | flash_attention_3, as transformers names them."""
+    chat_template: str = "auto"
+    """auto: the tokenizer's own template, the plain one if it has none. plain: always the plain one."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in backward: about 1/3 more compute, far less memory."""
+
+    def __post_init__(self) -> None:
+        require_choice("model.dtype", self.dtype, DTYPES)
+        require_choice("model.attention", self.attention, ATTENTIONS)
+        require_choice("model.chat_template", self.chat_template, TEMPLATES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """One frozen reference model. The first of the list is RefM1, the one the policy starts from."""
+
+    name: str = MISSING
+    """Short name for the metrics (ref/<name>/...): letters, digits, '-', '_' and '.'."""
+    path: str = MISSING
+    """A directory with safetensors and a tokenizer, or a Hub id."""
+    revision: str | None = None
+    """Hub branch, tag or commit."""
+    dtype: str = "auto"
+    """auto | bf16 | fp32. Keep RefM1 at the policy's dtype, or the first margins are biased."""
+    attention: str = "sdpa"
+    """sdpa | eager | flash_attention_2 | flash_attention_3."""
+    chat_template: str = "auto"
+    """auto: the tokenizer's own template, the plain one if it has none. plain: always the plain one."""
+    sharding: str = "none"
+    """none: whole on each of its ranks. zero3: parameters sharded over its ranks."""
+    batch_tokens: int = 8192
+    """Padded tokens per scoring forward and rank, >= 1. A longer single sequence goes alone."""
+
+    def __post_init__(self) -> None:
+        key = f"references[{self.name}]"
+        require(
+            bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name.replace(MISSING, "missing")),
+            f"{key}.name",
+            self.name,
+            "letters, digits, '-', '_' and '.'",
+        )
+        require_choice(f"{key}.dtype", self.dtype, DTYPES)
+        require_choice(f"{key}.attention", self.attention, ATTENTIONS)
+        require_choice(f"{key}.chat_template", self.chat_template, TEMPLATES)
+        require_choice(f"{key}.sharding", self.sharding, ("none", "zero3"))
+        require(self.batch_tokens >= 1, f"{key}.batch_tokens", self.batch_tokens, ">= 1 token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopologyConfig:
+    """Who sits on which rank."""
+
+    policy: int = 1
+    """Ranks of the policy, >= 1."""
+    references: dict[str, int] = field(default_factory=dict)
+    """Ranks of each reference by name, >= 1 each; those not named here get 1. Only for placement served."""
+    placement: str = "served"
+    """served: references on ranks of their own. colocated: on the policy's ranks."""
+    run_ahead: int = 2
+    """Steps that the references may be ahead of the policy, >= 0. Only for placement served."""
+    share_gpus: bool = False
+    """Allow ranks of different roles on one GPU (more processes than GPUs on a node)."""
+    timeout_seconds: float = 600.0
+    """A peer that gives no sign of life, or no answer, for this long ends the run, > 0 seconds."""
+
+    def __post_init__(self) -> None:
+        require(self.policy >= 1, "topology.policy", self.policy, ">= 1 rank")
+        for name, ranks in self.references.items():
+            require(ranks >= 1, f"topology.references.{name}", ranks, ">= 1 rank")
+        require_choice("topology.placement", self.placement, ("served", "colocated"))
+        require(self.run_ahead >= 0, "topology.run_ahead", self.run_ahead, ">= 0 steps")
+        require(self.timeout_seconds > 0, "topology.timeout_seconds", self.timeout_seconds, "> 0 seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One data file or Hub data set and how to read its rows."""
+
+    source: str = MISSING
+    """A .json, .jsonl, .jsonl.gz or .parquet file, or a Hub data set id."""
+    adapter: str = "pairs"
+    """A file name of mrpo_ds/data/adapters: what the columns mean."""
+    split: str = "train"
+    """Split of a Hub data set; a local file has one and ignores it."""
+    limit: int | None = None
+    """Read only the first rows, >= 1, or null for all."""
+
+    def __post_init__(self) -> None:
+        require(self.limit is None or self.limit >= 1, "data limit", self.limit, ">= 1 rows, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read and how it is cut."""
+
+    train: list[SourceConfig] = field(default_factory=list)
+    """Training sources, read one after the other."""
+    eval: list[SourceConfig] = field(default_factory=list)
+    """Held-out sources; may be empty."""
+    view: str = "pair"
+    """pair: the best and the worst response of each row. all: every response, best first."""
+    max_length: int = 1024
+    """Longest prompt + response, in policy tokens, >= 2. Longer responses are cut, as text, for every model."""
+    score_eos: bool = True
+    """Score the closing end-of-turn token of complete responses, by every model or by none."""
+    max_dropped_fraction: float = 0.01
+    """Stop when more rows than this cannot be used, 0 to 1."""
+    max_truncated_fraction: float = 0.1
+    """Stop when more rows than this have a response cut, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        require_choice("data.view", self.view, ("pair", "all"))
+        require(self.max_length >= 2, "data.max_length", self.max_length, ">= 2 tokens")
+        for key in ("max_dropped_fraction", "max_truncated_fraction"):
+            value = getattr(self, key)
+            require(0 <= value <= 1, f"data.{key}", value, "0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    """The optimizer step."""
+
+    batch_size: int = 64
+    """Prompts per optimizer step over all policy ranks, a multiple of topology.policy."""
+    micro_batch_size: int | None = None
+    """Most prompts per forward and rank, >= 1, or null for as many as micro_batch_tokens allows."""
+    micro_batch_tokens: int = 8192
+    """Most padded tokens per forward and rank, >= 1. A longer single prompt goes alone."""
+    epochs: int = 1
+    """Passes over the training rows, >= 1."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, >= 1, or null for all epochs. The schedule ends there too."""
+    learning_rate: float = 5e-7
+    """Peak learning rate of AdamW, > 0."""
+    weight_decay: float = 0.0
+    """AdamW weight decay, >= 0."""
+    adam_beta1: float = 0.9
+    """AdamW beta1, 0 <= beta1 < 1."""
+    adam_beta2: float = 0.999
+    """AdamW beta2, 0 <= beta2 < 1."""
+    adam_epsilon: float = 1e-8
+    """AdamW epsilon, > 0."""
+    scheduler: str = "linear"
+    """linear | cosine (both to 0) | constant, after the warm-up."""
+    warmup_ratio: float = 0.1
+    """Fraction of all steps over which the learning rate rises from 0, 0 to 1."""
+    max_grad_norm: float = 1.0
+    """Clip the global gradient norm to this, > 0."""
+    seed: int = 0
+    """Seed of the data order, >= 0."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1 prompts")
+        size = self.micro_batch_size
+        require(size is None or size >= 1, "train.micro_batch_size", size, ">= 1 prompts, or null")
+        require(self.micro_batch_tokens >= 1, "train.micro_batch_tokens", self.micro_batch_tokens, ">= 1 tokens")
+        require(self.epochs >= 1, "train.epochs", self.epochs, ">= 1")
+        require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, ">= 1, or null")
+        require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "> 0")
+        require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, ">= 0")
+        for key in ("adam_beta1", "adam_beta2"):
+            require(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "0 <= value < 1")
+        require(self.adam_epsilon > 0, "train.adam_epsilon", self.adam_epsilon, "> 0")
+        require_choice("train.scheduler", self.scheduler, ("linear", "cosine", "constant"))
+        require(0 <= self.warmup_ratio <= 1, "train.warmup_ratio", self.warmup_ratio, "0 to 1")
+        require(self.max_grad_norm > 0, "train.max_grad_norm", self.max_grad_norm, "> 0")
+        require(self.seed >= 0, "train.seed", self.seed, ">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints to resume from."""
+
+    every_steps: int = 100
+    """Optimizer steps between checkpoints, >= 1, or 0 for none."""
+    keep: int = 2
+    """Newest checkpoints that stay on disk, >= 1."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, ">= 0 steps")
+        require(self.keep >= 1, "checkpoint.keep", self.keep, ">= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Preference evaluation on data.eval."""
+
+    every_steps: int = 100
+    """Optimizer steps between evaluations, >= 1, or 0 for only before and after training."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "evaluate.every_steps", self.every_steps, ">= 0 steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Weights & Biases. The key comes from WANDB_API_KEY or `wandb login`, never from here."""
+
+    mode: str = "auto"
+    """auto: online when there is a key, offline otherwise. online | offline | disabled."""
+    project: str = "mrpo-ds"
+    """Project name."""
+    entity: str | None = None
+    """Team or user, or null for the account's default."""
+    group: str | None = None
+    """Runs of one experiment share a group."""
+    name: str | None = None
+    """Run name, or null for the name of output_dir."""
+
+    def __post_init__(self) -> None:
+        require_choice("tracking.wandb.mode", self.mode, ("auto", "online", "offline", "disabled"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where the numbers go besides metrics.jsonl."""
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Weights & Biases settings."""
+    plots: bool = True
+    """Draw plots/*.png at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The objective: a file of mrpo_ds/losses and its own options. Written flat in YAML."""
+
+    name: str
+    """File name in mrpo_ds/losses."""
+    options: Any
+    """That file's Config."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    references: list[ReferenceConfig] = field(default_factory=list)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+    loss: Any = MISSING
+    """LossConfig after loading; in YAML {name: ..., and that loss's options}."""
+    data: DataConfig = field(default_factory=DataConfig)
+    train: OptimizationConfig = field(default_factory=OptimizationConfig)
+    deepspeed: str = "ds_configs/zero3.json"
+    """A DeepSpeed JSON with sharding and precision only; batch sizes and the optimizer come from train."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    output_dir: str = MISSING
+    """The run directory; must be new, unless --resume continues the run in it."""

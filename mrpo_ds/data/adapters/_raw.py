@@ -1,0 +1,116 @@
+"""What an adapter returns, and the readers of columns that adapters share.
+
+An adapter is a file of this folder with one function `adapt(row: Mapping[str, Any]) -> RawExample`; data sources name
+it by its file name. It raises RowError on a row that cannot be used. It changes no text: what is trained on is what
+the file says.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mrpo_ds.types import Message
+
+ROLES = ("system", "user", "assistant")
+
+
+class RowError(Exception):
+    """One row cannot be used. Never reaches the user by itself: rows are counted by reason.
+
+    Attributes:
+        reason: short and the same for every row with this fault, such as "empty response".
+        detail: what is wrong with this very row, or "".
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class RawExample:
+    """One usable row, whole, before any model has seen it. Raises RowError when it is not usable."""
+
+    prompt: tuple[Message, ...]
+    """The conversation up to the answer; its last turn is the user's."""
+    responses: tuple[str, ...]
+    """The answers, best first, at least one."""
+    scores: tuple[float, ...] | None = None
+    """One finite score per response, larger is better, or None."""
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        if not self.responses:
+            raise RowError("missing response", "no response at all")
+        for number, text in enumerate(self.responses, start=1):
+            if not text.strip():
+                raise RowError("empty response", f"response {number} has no visible character")
+            _check_unicode(text, f"response {number}")
+
+
+def _check_prompt(prompt: Sequence[Message]) -> None:
+    if not prompt:
+        raise RowError("missing prompt", "the conversation has no turn")
+    for number, message in enumerate(prompt, start=1):
+        if message.role not in ROLES:
+            raise RowError("unknown role", f"{message.role!r}; allowed: {', '.join(ROLES)}")
+        # A system message may be empty: a template can give that another meaning than none at all.
+        if message.role != "system" and not message.content.strip():
+            raise RowError("empty prompt", f"turn {number} of the prompt ({message.role}) has no visible character")
+        _check_unicode(message.content, f"turn {number} of the prompt")
+    if prompt[-1].role != "user":
+        raise RowError("prompt does not end with a user turn", f"it ends with {prompt[-1].role}")
+
+
+def _check_unicode(text: str, what: str) -> None:
+    # JSON can hold one half of a surrogate pair, which no tokenizer can encode.
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError("invalid Unicode", f"{what} has a lone surrogate at character {error.start + 1}") from None
+
+
+def read_text(row: Mapping[str, Any], key: str, what: str) -> str:
+    """Column `key`, which holds a `what` ("prompt", "response"), as the string it is."""
+    value = row.get(key)
+    if value is None:
+        raise RowError(f"missing {what}", f"no column '{key}'; the row has {', '.join(sorted(row)) or 'none'}")
+    if not isinstance(value, str):
+        raise RowError("wrong type", f"'{key}' is {type(value).__name__}, not text")
+    return value
+
+
+def read_messages(value: Sequence[Any], key: str) -> tuple[Message, ...]:
+    """A list of {"role": ..., "content": ...}; other keys of a message are ignored."""
+    messages = []
+    for number, turn in enumerate(value, start=1):
+        if not isinstance(turn, Mapping):
+            raise RowError("wrong type", f"'{key}' turn {number} is {type(turn).__name__}, not a message")
+        role, content = turn.get("role"), turn.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise RowError("wrong type", f"'{key}' turn {number} needs a 'role' and a 'content' that are text")
+        messages.append(Message(role, content))
+    return tuple(messages)
+
+
+def read_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Column `prompt`, text or messages, after the optional column `system` (blank or null: no system message)."""
+    value = row.get("prompt")
+    if isinstance(value, list):
+        prompt = read_messages(value, "prompt")
+    else:
+        prompt = (Message("user", read_text(row, "prompt", "prompt")),)
+    system = row.get("system")
+    if system is None:
+        return prompt
+    text = read_text(row, "system", "system")
+    return (Message("system", text), *prompt) if text.strip() else prompt
+
+
+def read_score(value: object, key: str) -> float:
+    """A finite number; booleans are not numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RowError("bad score", f"'{key}' is {value!r}, not a finite number")
+    return float(value)

@@ -1,0 +1,56 @@
+r"""Anthropic HH-RLHF: columns `chosen` and `rejected`, whole transcripts that share all but the last answer.
+
+A transcript is turns of "\n\nHuman: ..." and "\n\nAssistant: ...". The prompt is all up to and including the last
+"\n\nAssistant:", the response all after it, less the one space that the format puts after a colon. In the published
+files (checked on 3632 rows) a speaker sometimes has two turns in a row: they become one turn, joined by the blank line
+that stood between them, because many chat templates insist on alternating roles. A turn without text is left out. In
+about 1 row of 280 an answer has a further turn in it, so that the two prompts differ: such a row cannot be used.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mrpo_ds.data.adapters._raw import RawExample, RowError, read_text
+from mrpo_ds.types import Message
+
+_ANSWER = "\n\nAssistant:"
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def adapt(row: Mapping[str, Any]) -> RawExample:
+    """One pair, the chosen response first.
+
+    Raises:
+        RowError: the row cannot be used.
+    """
+    prompt, chosen = _split_transcript(row, "chosen")
+    other_prompt, rejected = _split_transcript(row, "rejected")
+    if prompt != other_prompt:
+        raise RowError("prompts differ", "the transcripts part before the last '\\n\\nAssistant:'")
+    return RawExample(_messages(prompt), (chosen, rejected))
+
+
+def _split_transcript(row: Mapping[str, Any], key: str) -> tuple[str, str]:
+    """The turns before the last answer, and that answer."""
+    turns, mark, answer = read_text(row, key, "response").rpartition(_ANSWER)
+    if not mark:
+        raise RowError("not a transcript", f"'{key}' has no '\\n\\nAssistant:'")
+    return turns, answer.removeprefix(" ")
+
+
+def _messages(turns: str) -> tuple[Message, ...]:
+    before, *parts = _SPEAKER.split(turns)  # then speaker, text, speaker, text, ...
+    if before:
+        raise RowError("not a transcript", "the first turn has no speaker")
+    messages: list[Message] = []
+    for speaker, part in zip(parts[::2], parts[1::2], strict=True):
+        role, text = _ROLES[speaker], part.removeprefix(" ")
+        if not text.strip():
+            continue
+        if messages and messages[-1].role == role:
+            messages[-1] = Message(role, f"{messages[-1].content}\n\n{text}")
+        else:
+            messages.append(Message(role, text))
+    return tuple(messages)

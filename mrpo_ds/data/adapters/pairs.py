@@ -1,0 +1,61 @@
+"""Pairs: columns `prompt`, `chosen`, `rejected`; optional `system`, `score_chosen`, `score_rejected`.
+
+Each of the three is text or a list of messages. A list in `chosen` or `rejected` ends with the assistant's answer; the
+turns before it repeat the prompt. Without a `prompt` column they are the prompt, and both lists must agree on it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mrpo_ds.data.adapters._raw import RawExample, RowError, read_messages, read_prompt, read_score, read_text
+from mrpo_ds.types import Message
+
+
+def adapt(row: Mapping[str, Any]) -> RawExample:
+    """One pair, the chosen response first.
+
+    Raises:
+        RowError: the row cannot be used.
+    """
+    chosen_lead, chosen = _split_answer(row, "chosen")
+    rejected_lead, rejected = _split_answer(row, "rejected")
+    return RawExample(_prompt(row, chosen_lead, rejected_lead), (chosen, rejected), _scores(row))
+
+
+def _split_answer(row: Mapping[str, Any], key: str) -> tuple[tuple[Message, ...], str]:
+    """The turns before the answer (none if the column is text) and the answer."""
+    value = row.get(key)
+    if not isinstance(value, list):
+        return (), read_text(row, key, "response")
+    messages = read_messages(value, key)
+    if not messages or messages[-1].role != "assistant":
+        raise RowError("missing response", f"'{key}' does not end with an assistant turn")
+    return messages[:-1], messages[-1].content
+
+
+def _prompt(
+    row: Mapping[str, Any], chosen_lead: tuple[Message, ...], rejected_lead: tuple[Message, ...]
+) -> tuple[Message, ...]:
+    if row.get("prompt") is None and (chosen_lead or rejected_lead):
+        if chosen_lead != rejected_lead:
+            raise RowError("prompts differ", "'chosen' and 'rejected' part before their last turn")
+        system = read_prompt({"system": row.get("system"), "prompt": []})
+        return (*system, *chosen_lead)
+    prompt = read_prompt(row)
+    # A conversation may carry a system message that the prompt column lacks; it is then part of the prompt.
+    leads = [lead for lead in (chosen_lead, rejected_lead) if lead]
+    if leads and leads[0][0].role == "system" and prompt[0].role != "system":
+        prompt = (leads[0][0], *prompt)
+    if any(lead != prompt for lead in leads):
+        raise RowError("prompts differ", "the turns before the answer are not those of 'prompt'")
+    return prompt
+
+
+def _scores(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    values = row.get("score_chosen"), row.get("score_rejected")
+    if values == (None, None):
+        return None
+    chosen, rejected = read_score(values[0], "score_chosen"), read_score(values[1], "score_rejected")
+    if chosen < rejected:
+        raise RowError("rejected scored above chosen", f"{rejected:g} > {chosen:g}")
+    return chosen, rejected

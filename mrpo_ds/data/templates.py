@@ -1,0 +1,40 @@
+r"""How a conversation becomes prompt text, apart from any tokenizer.
+
+The plain template, for models that have none of their own (and for anybody who wants one text for every model):
+
+    system       "{content}\n\n"
+    user         "Human:\n{content}\n\n"
+    assistant    "Assistant:\n{content}\n\n"
+    then, to ask for the answer, "Assistant:\n"
+
+It ends in a newline, so that the response starts at a natural token boundary in BPE and SentencePiece alike; after a
+space, most tokenizers would have merged that space with the response's first word.
+"""
+
+from collections.abc import Sequence
+
+from mrpo_ds.types import Message
+
+_TURNS = {"system": "{}\n\n", "user": "Human:\n{}\n\n", "assistant": "Assistant:\n{}\n\n"}
+_ASK = "Assistant:\n"
+
+# Some chat templates print today's date. Log-probs would then depend on the day: a resumed run would differ from an
+# uninterrupted one. This macro hides the function of the same name; the day is the one that Llama's templates fall
+# back to. (Templates that take `date_string` get DATE_STRING instead.)
+DATE_STRING = "26 Jul 2024"
+_DATE_PARTS = {"%Y": "2024", "%y": "24", "%m": "07", "%d": "26", "%b": "Jul", "%B": "July", "%A": "Friday", "%a": "Fri"}
+_FIXED_DATE = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f"|replace('{part}','{value}')" for part, value in _DATE_PARTS.items())
+    + " }}{%- endmacro -%}"
+)
+
+
+def plain_prompt(messages: Sequence[Message]) -> str:
+    """The prompt in the plain template, ready for the answer. Raises KeyError on a role that it does not have."""
+    return "".join(_TURNS[message.role].format(message.content) for message in messages) + _ASK
+
+
+def fix_date(template: str) -> str:
+    """A Jinja chat template that prints the same date every day; unchanged if it never asks for the date."""
+    return _FIXED_DATE + template if "strftime_now" in template else template

@@ -1,0 +1,110 @@
+"""The only importer of deepspeed: a trained policy and frozen references, sharded with ZeRO-3."""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # must stand before the import; otherwise deepspeed guesses
+
+import deepspeed
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+from mrpo_ds.config.ds_config import frozen_ds_config, training_ds_config, uses_cpu_optimizer
+from mrpo_ds.config.schema import OptimizationConfig
+from mrpo_ds.models import SequenceScorer, score
+from mrpo_ds.types import SequenceBatch
+
+
+class Engine(Protocol):
+    """What the training step needs from an engine."""
+
+    device: torch.device
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """[N] summed log-probs of the batch's responses, nats, with gradient."""
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate the gradient of a scalar; last marks the last micro-batch of the step."""
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update, clear. Returns the gradient norm before clipping."""
+
+
+class DeepSpeedEngine:
+    """The policy under ZeRO-3. Gradients are averaged over ranks: scale the loss by the number of ranks."""
+
+    def __init__(
+        self, scorer: SequenceScorer, sharding: dict[str, Any], config: OptimizationConfig, device: torch.device
+    ) -> None:
+        ranks = int(os.environ["WORLD_SIZE"])
+        bf16 = scorer.head.weight.dtype == torch.bfloat16
+        ds_config = training_ds_config(sharding, ranks, config.max_grad_norm, bf16)
+        parameters = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
+        self.scorer = scorer
+        self.device = device
+        self._engine, *_ = deepspeed.initialize(
+            model=scorer,
+            optimizer=_optimizer(parameters, config, uses_cpu_optimizer(ds_config)),
+            config=ds_config,
+            dist_init_required=False,
+        )
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        return score(self._engine, batch)
+
+    def score(self, batch: SequenceBatch) -> Tensor:
+        """[N] summed log-probs without gradient."""
+        with torch.no_grad():
+            return score(self._engine, batch)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def save(self, directory: Path, tag: str) -> None:
+        """Write this rank's shards of parameters and optimizer; every rank must call it."""
+        self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+
+    def load(self, directory: Path, tag: str) -> None:
+        """Read what save wrote, at the same number of ranks."""
+        self._engine.load_checkpoint(str(directory), tag=tag)
+
+
+def shard_frozen(scorer: SequenceScorer, ranks: int) -> nn.Module:
+    """A reference whose parameters are sharded over the ranks of this world; call it in step on every rank."""
+    config = frozen_ds_config(ranks, scorer.head.weight.dtype == torch.bfloat16)
+    engine, *_ = deepspeed.initialize(model=scorer, config=config, dist_init_required=False)
+    engine.eval()
+    return engine
+
+
+def gathered(parameters: list[nn.Parameter]) -> Any:
+    """Context in which sharded parameters are whole on every rank; every rank must enter it."""
+    return deepspeed.zero.GatheredParameters(parameters)
+
+
+def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The shape of a parameter before it was sharded."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _optimizer(parameters: list[nn.Parameter], config: OptimizationConfig, on_cpu: bool) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    if on_cpu:
+        return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
+    return torch.optim.AdamW(parameters, fused=torch.cuda.is_available(), **settings)

@@ -1,0 +1,42 @@
+"""The errors a user can meet. Each carries the exit code of DESIGN section 5 and prints without a traceback."""
+
+
+class MrpoError(Exception):
+    """Base of every error that is the input's or the machine's fault, not the program's."""
+
+    exit_code = 1
+
+
+class ConfigError(MrpoError):
+    """The configuration, the topology or the environment asks for something impossible."""
+
+    exit_code = 2
+
+
+class DataError(MrpoError):
+    """A data file, or a row in one, cannot be used."""
+
+    exit_code = 2
+
+
+class ReferenceError(MrpoError):  # the project's word for a reference model that fails
+    """A reference model died, hung or answered with something that is not its log-probs."""
+
+
+class CheckpointError(MrpoError):
+    """A checkpoint cannot be written, or is not whole, or belongs to another run."""
+
+
+class NonFiniteError(MrpoError):
+    """The loss or the gradient stopped being a finite number; the weights were not touched."""
+
+
+def require(holds: bool, key: str, value: object, allowed: str, mend: str = "") -> None:
+    """Raise ConfigError 'key is value; allowed: ...' unless holds."""
+    if not holds:
+        raise ConfigError(f"{key} is {value!r}; allowed: {allowed}." + (f" {mend}" if mend else ""))
+
+
+def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError 'key is value; allowed: a | b.' unless value is one of choices."""
+    require(value in choices, key, value, " | ".join(choices))

@@ -1,0 +1,75 @@
+"""What every role computes for itself from the configuration: tokenizers, renderers, examples, the batches."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mrpo_ds.config.load import to_dict
+from mrpo_ds.config.schema import Config
+from mrpo_ds.data.dataset import DataReport, load_examples
+from mrpo_ds.data.plan import Batch, Splits, eval_batches, train_batches
+from mrpo_ds.data.rendering import Renderer
+from mrpo_ds.models import AnyModelConfig, load_tokenizer, pad_id
+
+POLICY = "policy"
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """One model's way of reading: its tokenizer and renderer."""
+
+    tokenizer: Any
+    renderer: Renderer
+
+    @property
+    def pad_id(self) -> int:
+        return pad_id(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class Material:
+    """The examples as text, and how each model reads them."""
+
+    config: Config
+    splits: Splits
+    reports: dict[str, DataReport]
+    """Per split: what was read, dropped and cut."""
+    speakers: dict[str, Speaker]
+    """By 'policy' or reference name."""
+
+    def eval_batches(self) -> list[Batch]:
+        return eval_batches(len(self.splits["eval"]), self.config.train.batch_size)
+
+    def train_batches(self, first_step: int) -> list[Batch]:
+        return train_batches(len(self.splits["train"]), self.config.train, first_step)
+
+
+def prepare(config: Config) -> Material:
+    """Load tokenizers and data. The same on every rank; touches no model weights and no process group.
+
+    Raises ConfigError for a model path or tokenizer that cannot be used, DataError for rows.
+    """
+    score_eos = config.data.score_eos
+    speakers = {POLICY: _speaker(config.model, POLICY, score_eos)}
+    for reference in config.references:
+        speakers[reference.name] = _speaker(reference, reference.name, score_eos)
+    splits: Splits = {}
+    reports = {}
+    for split, sources in (("train", config.data.train), ("eval", config.data.eval)):
+        splits[split] = []
+        if sources:
+            splits[split], reports[split] = load_examples(sources, config.data, speakers[POLICY].renderer, split)
+    return Material(config, splits, reports, speakers)
+
+
+def config_digest(config: Config) -> str:
+    """Digest of the settings that must agree between the runs that share a checkpoint."""
+    values = to_dict(config)
+    kept = {key: values[key] for key in ("model", "references", "loss", "data", "train")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _speaker(model: AnyModelConfig, name: str, score_eos: bool) -> Speaker:
+    tokenizer = load_tokenizer(model)
+    return Speaker(tokenizer, Renderer(tokenizer, name, model.chat_template, score_eos))

@@ -1,0 +1,166 @@
+"""Load policies, references and tokenizers, and score sequences with them.
+
+Arrows: transformers -> SequenceScorer -> (an engine shards it) -> summed log-probs [N].
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
+from mrpo_ds.errors import ConfigError
+from mrpo_ds.ops.logps import selected_logps, sum_by_sequence
+from mrpo_ds.types import SequenceBatch
+
+AnyModelConfig = ModelConfig | ReferenceConfig
+
+
+class SelectedLogps(nn.Module):
+    """The language-model head, asked only for the log-probs of given tokens.
+
+    It holds the head's own parameters, so that ZeRO-3 gathers them around this forward and its backward, and it
+    honours what families do to logits after the head: a scale (Cohere, Granite) and a soft cap (Gemma 2 and on).
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ConfigError(f"{type(model).__name__} has no language-model head; allowed: causal language models.")
+        self.weight = head.weight
+        self.bias = getattr(head, "bias", None)
+        self.scale, self.softcap = _after_head(model)
+
+    def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden [T, D], targets [T] -> [T] log-probs, nats."""
+        return selected_logps(hidden, self.weight, targets, bias=self.bias, softcap=self.softcap, scale=self.scale)
+
+
+class SequenceScorer(nn.Module):
+    """A causal language model that returns summed log-probs of responses, and never a [*, V] tensor."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.head = SelectedLogps(model)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
+        """[N, S] each -> [N] summed log-probs of the response tokens, nats, float32 (float64 models: float64).
+
+        The hidden state of token t - 1 predicts token t; prompt positions never reach the head.
+        """
+        hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        predicted = response_mask[:, 1:]  # [N, S - 1]
+        logps = self.head(hidden[:, :-1][predicted], input_ids[:, 1:][predicted])  # [T]
+        return sum_by_sequence(logps, predicted)
+
+
+def score(scorer: nn.Module, batch: SequenceBatch) -> Tensor:
+    """[N] summed log-probs, nats. The one way in which policies and references, sharded or whole, are called."""
+    result: Tensor = scorer(batch.input_ids, batch.attention_mask, batch.response_mask)
+    return result
+
+
+def load_scorer(config: AnyModelConfig, dtype: torch.dtype, trainable: bool) -> SequenceScorer:
+    """Load a model's weights (safetensors only, no code from the model's repository) into a scorer on the CPU.
+
+    Raises ConfigError when the path has no usable model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.path,
+            revision=config.revision,
+            dtype=dtype,
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"cannot load the model at {config.path!r}: {_first_line(error)}") from error
+    _switch_off_dropout(model)
+    model.requires_grad_(trainable)
+    model.train(trainable)
+    if trainable and isinstance(config, ModelConfig) and config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return SequenceScorer(model)
+
+
+def load_tokenizer(config: AnyModelConfig) -> Any:
+    """Load a model's own tokenizer. Raises ConfigError when there is none."""
+    from transformers import AutoTokenizer
+
+    check_path(config)
+    try:
+        return AutoTokenizer.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(
+            f"no tokenizer for the model at {config.path!r}: {_first_line(error)} Save one beside the weights with "
+            "tokenizer.save_pretrained."
+        ) from error
+
+
+def load_model_config(config: AnyModelConfig) -> Any:
+    """A model's transformers config, without weights. Raises ConfigError when the path has none."""
+    from transformers import AutoConfig
+
+    check_path(config)
+    try:
+        return AutoConfig.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"no model at {config.path!r}: {_first_line(error)}") from error
+
+
+def check_path(config: AnyModelConfig) -> None:
+    """Raise ConfigError for a path that is clearly meant to be local and does not exist."""
+    path = Path(config.path)
+    looks_local = path.is_absolute() or config.path.startswith((".", "~")) or config.path.count("/") != 1
+    if looks_local and not path.expanduser().is_dir():
+        raise ConfigError(
+            f"model path {config.path!r} does not exist; allowed: a directory with config.json and safetensors, or a "
+            "Hub id such as 'org/name'."
+        )
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of 'auto' | 'bf16' | 'fp32' on a device: auto is bf16 on GPUs and on CPUs with AMX, else fp32."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" or _cpu_has_amx() else torch.float32
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id that fills padding; its value never matters, because padding is masked."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
+
+
+def _after_head(model: Any) -> tuple[float, float | None]:
+    """(scale, soft cap) that the family applies to its logits. Preflight compares with the model's own logits."""
+    config = model.config.get_text_config()
+    scale = float(getattr(model, "logit_scale", None) or getattr(config, "logit_scale", None) or 1.0)
+    if getattr(config, "logits_scaling", None):
+        scale /= config.logits_scaling
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return scale, float(softcap) if softcap else None
+
+
+def _switch_off_dropout(model: nn.Module) -> None:
+    """The references run without dropout, so the policy does too: otherwise no log-ratio starts at 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "attn_pdrop", "resid_pdrop", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _cpu_has_amx() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

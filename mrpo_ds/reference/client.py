@@ -1,0 +1,34 @@
+"""The seam between the trainer and the references: three hosts, one interface, the same numbers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mrpo_ds.data.plan import Batch
+
+
+@dataclass(frozen=True)
+class ReferenceAnswer:
+    """What K references say about one global batch."""
+
+    logps: Tensor
+    """[K, B, R] summed log-probs, nats, float32; absent responses are 0."""
+    lengths: Tensor
+    """[K, B, R] scored tokens under each reference's own tokenizer."""
+    wait_seconds: float
+    """How long the policy waited for this answer."""
+    score_seconds: list[float]
+    """[K] how long each reference computed."""
+    tokens: list[float]
+    """[K] tokens that each reference read, padding not counted."""
+    idle_seconds: list[float]
+    """[K] how long each reference then waited for the policy to take the answer before this one."""
+
+
+class ReferenceClient(Protocol):
+    """Answers global batches in the order in which they are asked for."""
+
+    def stream(self, batches: list[Batch]) -> Iterator[ReferenceAnswer]:
+        """Yield one answer per batch. Every policy rank must draw every answer, and gets the same one."""

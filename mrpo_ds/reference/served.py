@@ -1,0 +1,97 @@
+"""References on ranks of their own, which run ahead of the policy.
+
+A message is one flat float64 tensor per reference: B * R log-probs, B * R lengths, then the telemetry.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from mrpo_ds.data.plan import Batch, Splits, num_responses
+from mrpo_ds.distributed.bridge import Bridge
+from mrpo_ds.distributed.collectives import broadcast_from_leader
+from mrpo_ds.reference.client import ReferenceAnswer
+from mrpo_ds.reference.scoring import ReferenceScorer, Scored
+
+TELEMETRY = 3
+"""score seconds, tokens, idle seconds."""
+
+
+class ServedReferences:
+    """The policy's side. The leader receives from the bridge and broadcasts inside the policy's world."""
+
+    def __init__(
+        self, bridge: Bridge | None, num_references: int, run_ahead: int, splits: Splits, device: torch.device
+    ) -> None:
+        """bridge is None on policy ranks other than the leader."""
+        self._bridge = bridge
+        self._num_references = num_references
+        self._run_ahead = run_ahead
+        self._splits = splits
+        self._device = device
+
+    def stream(self, batches: list[Batch]) -> Iterator[ReferenceAnswer]:
+        shapes = [_shape(batch, self._splits) for batch in batches]
+        sizes = [message_size(*shape) for shape in shapes]
+        messages = self._bridge.receive(sizes, self._run_ahead) if self._bridge else None
+        for shape, size in zip(shapes, sizes, strict=True):
+            started = time.perf_counter()
+            if messages is not None:
+                received = next(messages).to(self._device)
+            else:
+                received = torch.empty(self._num_references, size, dtype=torch.float64, device=self._device)
+            received = broadcast_from_leader(received)
+            yield _unpack(received, shape, time.perf_counter() - started)
+
+
+def serve(
+    scorer: ReferenceScorer,
+    bridge: Bridge | None,
+    batches: list[Batch],
+    splits: Splits,
+    report: Callable[[str, int], None],
+) -> None:
+    """A reference rank's whole life: score every batch in order; the leader delivers each over the bridge.
+
+    report(phase, step) is told what the rank is doing. Raises ReferenceError when the bridge breaks.
+    """
+    idle = 0.0
+    for batch in batches:
+        report(f"score {batch.split}", batch.step + 1)
+        scored = scorer.score(batch, splits)
+        started = time.perf_counter()
+        if bridge is not None:
+            report(f"deliver {batch.split}", batch.step + 1)
+            bridge.send(_pack(scored, idle))
+        idle = time.perf_counter() - started
+
+
+def message_size(prompts: int, responses: int) -> int:
+    """Numbers in one reference's message about [B, R] responses."""
+    return 2 * prompts * responses + TELEMETRY
+
+
+def _shape(batch: Batch, splits: Splits) -> tuple[int, int]:
+    examples = batch.examples(splits)
+    return len(examples), num_responses(examples)
+
+
+def _pack(scored: Scored, idle_seconds: float) -> Tensor:
+    telemetry = torch.tensor([scored.seconds, float(scored.tokens), idle_seconds], dtype=torch.float64)
+    return torch.cat([scored.logps.double().flatten().cpu(), scored.lengths.double().flatten().cpu(), telemetry])
+
+
+def _unpack(received: Tensor, shape: tuple[int, int], wait_seconds: float) -> ReferenceAnswer:
+    """received [K, message size] -> the answer."""
+    count = shape[0] * shape[1]
+    telemetry = received[:, 2 * count :].cpu()  # [K, 3]
+    return ReferenceAnswer(
+        logps=received[:, :count].reshape(-1, *shape).float(),
+        lengths=received[:, count : 2 * count].reshape(-1, *shape).float(),
+        wait_seconds=wait_seconds,
+        score_seconds=telemetry[:, 0].tolist(),
+        tokens=telemetry[:, 1].tolist(),
+        idle_seconds=telemetry[:, 2].tolist(),
+    )

@@ -1,0 +1,151 @@
+"""Build what a role needs and run it: the policy's ranks train, a reference's ranks score."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrpo_ds.checkpoint import Checkpoints, TrainState
+from mrpo_ds.config.ds_config import read_ds_config
+from mrpo_ds.config.load import save_config, to_dict
+from mrpo_ds.config.schema import Config, ReferenceConfig
+from mrpo_ds.data.micro import PolicyBatcher
+from mrpo_ds.distributed.bridge import Bridge
+from mrpo_ds.distributed.worlds import World
+from mrpo_ds.engine import DeepSpeedEngine, full_shape, gathered, shard_frozen
+from mrpo_ds.export import check_names, export_model, exported_shapes
+from mrpo_ds.material import POLICY, Material, config_digest
+from mrpo_ds.memory import peak_memory_gib
+from mrpo_ds.models import load_scorer, resolve_dtype, score
+from mrpo_ds.objective import Objective
+from mrpo_ds.preflight import check_selected_logps, first_row
+from mrpo_ds.reference.client import ReferenceClient
+from mrpo_ds.reference.colocated import ColocatedReferences
+from mrpo_ds.reference.scoring import ReferenceScorer
+from mrpo_ds.reference.served import ServedReferences, serve
+from mrpo_ds.tracking import Tracker, log, progress
+from mrpo_ds.train import PolicyRun, Report
+
+
+def run_policy(material: Material, world: World, resume: Path | None, report: Report) -> None:
+    """A policy rank's whole life: load, check, train, export."""
+    config = material.config
+    engine = _policy_engine(material, world, report)
+    references = _reference_client(material, world, report)
+    run_dir = Path(config.output_dir)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, config_digest(config), world.is_leader)
+    state = checkpoints.load(engine, resume) if resume else TrainState()
+    run = PolicyRun(
+        config=config,
+        engine=engine,
+        objective=Objective.from_config(config),
+        references=references,
+        batcher=PolicyBatcher(
+            splits=material.splits,
+            renderer=material.speakers[POLICY].renderer,
+            pad_id=material.speakers[POLICY].pad_id,
+            limits=config.train,
+            rank=world.rank,
+            size=world.size,
+            device=world.device,
+        ),
+        checkpoints=checkpoints,
+        tracker=_tracker(config, run_dir, state.step) if world.is_main else None,
+        report=report,
+        state=state,
+    )
+    run.run(material.eval_batches(), material.train_batches(state.step))
+    report("export", run.state.step)
+    model = engine.scorer.model
+    shapes = exported_shapes(model, full_shape)
+    export_model(model, material.speakers[POLICY].tokenizer, shapes, run_dir / "model", gathered, world.is_main)
+    if run.tracker:
+        run.tracker.finish(_summary(run, material), 0)
+
+
+def run_reference(material: Material, world: World, first_step: int, report: Report) -> None:
+    """A reference rank's whole life: load, check, score every batch of the run in order."""
+    name = world.role.name.removeprefix("ref/")
+    config = next(reference for reference in material.config.references if reference.name == name)
+    scorer = _reference_scorer(config, material, world, report)
+    bridge = Bridge(world) if world.is_leader else None
+    serve(scorer, bridge, material.eval_batches() + material.train_batches(first_step), material.splits, report)
+
+
+def _policy_engine(material: Material, world: World, report: Report) -> DeepSpeedEngine:
+    config = material.config
+    speaker = material.speakers[POLICY]
+    dtype = resolve_dtype(config.model.dtype, world.device)
+    log(f"policy: {config.model.path} in {_dtype_name(dtype)} on {world.size} x {world.device.type}")
+    report("load", 0)
+    with progress(1, "loading the policy", "model") as bar:
+        scorer = load_scorer(config.model, dtype, trainable=True)
+        bar.update()
+    shapes = exported_shapes(scorer.model, full_shape)
+    if world.is_leader:
+        check_names(config.model.path, shapes, scorer.model)
+    scorer.to(world.device)
+    engine = DeepSpeedEngine(scorer, read_ds_config(config.deepspeed), config.train, world.device)
+    report("preflight", 0)
+    row = first_row(material.splits["train"], speaker.renderer)
+    check_selected_logps(scorer, engine.score, row, speaker.pad_id, world.device, "policy")
+    return engine
+
+
+def _reference_client(material: Material, world: World, report: Report) -> ReferenceClient:
+    config = material.config
+    if config.topology.placement == "colocated" or not config.references:
+        scorers = [_reference_scorer(reference, material, world, report) for reference in config.references]
+        return ColocatedReferences(scorers, material.splits, world.device)
+    report("meet the references", 0)
+    bridge = Bridge(world) if world.is_leader else None
+    topology = config.topology
+    return ServedReferences(bridge, len(config.references), topology.run_ahead, material.splits, world.device)
+
+
+def _reference_scorer(config: ReferenceConfig, material: Material, world: World, report: Report) -> ReferenceScorer:
+    report("load", 0)
+    dtype = resolve_dtype(config.dtype, world.device)
+    log(f"reference {config.name}: {config.path} in {_dtype_name(dtype)}")
+    scorer = load_scorer(config, dtype, trainable=False).to(world.device)
+    module = shard_frozen(scorer, world.size) if config.sharding == "zero3" else scorer
+    forward = torch.no_grad()(partial(score, module))
+    speaker = material.speakers[config.name]
+    report("preflight", 0)
+    row = first_row(material.splits["train"], speaker.renderer)
+    check_selected_logps(scorer, forward, row, speaker.pad_id, world.device, f"reference {config.name}")
+    return ReferenceScorer(
+        name=config.name,
+        forward=forward,
+        renderer=speaker.renderer,
+        pad_id=speaker.pad_id,
+        batch_tokens=config.batch_tokens,
+        rank=world.rank,
+        size=world.size,
+        device=world.device,
+    )
+
+
+def _tracker(config: Config, run_dir: Path, step: int) -> Tracker:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_config(config, run_dir / "config.yaml")
+    return Tracker(run_dir, config.tracking, to_dict(config), step)
+
+
+def _summary(run: PolicyRun, material: Material) -> dict[str, Any]:
+    """summary.json: what was done, what it did to the held-out rows, and what became of every row."""
+    return {
+        "steps": run.state.step,
+        "tokens": run.state.tokens,
+        "loss": run.config.loss.name,
+        "references": run.objective.reference_names,
+        "held_out": run.evals,
+        "data": {split: report.as_dict() for split, report in material.reports.items()},
+        "peak_memory_gib": peak_memory_gib(),
+        "model": str(Path(run.config.output_dir) / "model"),
+    }
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

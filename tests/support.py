@@ -1,0 +1,179 @@
+"""Tiny real models, tokenizers and data made in the test; helpers that run real processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = [
+    "What is the capital of France? Paris is the capital of France.",
+    "Write a short poem about the sea and the wind in winter.",
+    "Two plus two is four, and three times three is nine.",
+    "I am sorry, I cannot help with that, but here is another idea.",
+]
+
+
+def make_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Preference rows with varied lengths; the chosen answer is the one that names its number."""
+    names = ["red", "green", "blue", "white", "black", "amber", "violet"]
+    rows = []
+    for index in range(count):
+        name = names[(index + seed) % len(names)]
+        rows.append(
+            {
+                "prompt": f"Question {index + seed}: which colour comes after {name}" + " please" * (index % 5) + "?",
+                "chosen": f"After {name} comes {names[(index + seed + 1) % len(names)]}" + ", I believe" * (index % 3) + ".",
+                "rejected": "I do not know" + " at all" * ((index + seed) % 4) + ".",
+            }
+        )
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def bpe_tokenizer(vocab_size: int = 400, chat: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, with a ChatML template unless chat is false."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    if chat:
+        fast.chat_template = CHATML
+    return fast
+
+
+def digit_tokenizer() -> PreTrainedTokenizerFast:
+    """Another family: bytes cut into single characters, with a BOS, no chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex("."), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<bos>", "<eos>", "<pad>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+
+
+def make_model(directory: Path, family: str = "llama", seed: int = 0, scale: float = 0.3) -> Path:
+    """Save a two-layer model with its tokenizer. scale widens the weights, so that log-probs differ visibly."""
+    torch.manual_seed(seed)
+    tokenizer = digit_tokenizer() if family == "gemma3" else bpe_tokenizer()
+    common: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": scale,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if family == "gemma3":
+        config = Gemma3TextConfig(**common, head_dim=8, sliding_window=16, final_logit_softcapping=20.0)
+        model: Any = Gemma3ForCausalLM(config)
+    elif family == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**common, tie_word_embeddings=False))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**common, tie_word_embeddings=True))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def base_config(root: Path, references: int = 2) -> dict[str, Any]:
+    """A complete tiny run below root: models, data and settings. RefM1 is the policy's own start."""
+    families = ["llama", "gemma3", "qwen2"]
+    paths = [root / "models" / family for family in families]
+    for seed, (family, path) in enumerate(zip(families, paths, strict=True)):
+        if not path.exists():
+            make_model(path, family, seed)
+    data = root / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    train, held_out = data / "train.jsonl", data / "eval.jsonl"
+    if not train.exists():
+        write_jsonl(train, make_rows(40))
+        write_jsonl(held_out, make_rows(10, seed=100))
+    return {
+        "model": {"path": str(paths[0]), "dtype": "fp32", "gradient_checkpointing": False},
+        "references": [
+            {"name": f"ref{index + 1}", "path": str(paths[index]), "dtype": "fp32"} for index in range(references)
+        ],
+        "topology": {"policy": 1, "timeout_seconds": 60},
+        "loss": {"name": "mrpo", "beta": 0.1} if references else {"name": "dpo"},
+        "data": {
+            "train": [{"source": str(train)}],
+            "eval": [{"source": str(held_out)}],
+            "max_length": 256,
+        },
+        "train": {"batch_size": 8, "micro_batch_size": 4, "max_steps": 4, "learning_rate": 1e-3, "epochs": 9},
+        "deepspeed": str(ROOT / "ds_configs" / "zero3.json"),
+        "checkpoint": {"every_steps": 0},
+        "evaluate": {"every_steps": 0},
+        "tracking": {"plots": False, "wandb": {"mode": "disabled"}},
+        "output_dir": str(root / "run"),
+    }
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(arguments: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a real command line of the project with this interpreter, one thread a process."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), **environment}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        env.pop(name, None)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def mrpo_ds(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `mrpo-ds ...`."""
+    return command(["-m", "mrpo_ds", *arguments], timeout, **environment)
+
+
+def read_metrics(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / name).read_text(encoding="utf-8").splitlines()]

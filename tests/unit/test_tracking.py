@@ -1,0 +1,375 @@
+"""Tracking: the record survives kills, full disks and a W&B that is not there; the console stays readable."""
+
+import errno
+import fcntl
+import io
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrpo_ds import tracking
+from mrpo_ds.config.schema import TrackingConfig, WandbConfig
+from mrpo_ds.errors import ConfigError, DataError
+from mrpo_ds.tracking import Tracker, configure_console, log, progress, read_jsonl
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FILES_ONLY = TrackingConfig(wandb=WandbConfig(mode="disabled"), plots=False)
+OFFLINE = TrackingConfig(wandb=WandbConfig(mode="offline"), plots=False)
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No W&B settings or keys of whoever runs the tests."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    # What tracking sets when it is unset; set here, it is undone after the test.
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+
+
+@pytest.fixture
+def console() -> Iterator[None]:
+    configure_console(enabled=True)
+    yield
+    configure_console(enabled=False)
+
+
+def open_tracker(run_dir: Path, config: TrackingConfig = FILES_ONLY, resume_step: int = 0) -> Tracker:
+    return Tracker(run_dir, config, {"model": {"path": "tiny"}}, resume_step)
+
+
+def run_script(body: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run body in a fresh interpreter, arguments in sys.argv, the run directory first; it must not fail."""
+    head = """
+        import sys
+        from pathlib import Path
+        from mrpo_ds import tracking
+        from mrpo_ds.config.schema import TrackingConfig, WandbConfig
+        tracking.configure_console(enabled=True)
+        tracking.WANDB_START_SECONDS = tracking.WANDB_FINISH_SECONDS = 2.0
+        run_dir = Path(sys.argv[1])
+        def open_tracker(mode):
+            return tracking.Tracker(run_dir, TrackingConfig(wandb=WandbConfig(mode=mode), plots=False), {}, 0)
+    """
+    script = textwrap.dedent(head) + textwrap.dedent(body)
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+class FullDisk(io.StringIO):
+    """A stderr that is a file on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class TestConsole:
+    def test_a_process_is_quiet_until_it_is_told_to_speak(self, capsys: pytest.CaptureFixture[str]) -> None:
+        log("hello")
+        with progress(2, "train", "steps") as work:
+            work.update(2)
+        assert capsys.readouterr() == ("", "")
+
+    def test_a_message_is_one_line(self, console: None, capsys: pytest.CaptureFixture[str]) -> None:
+        log("two\nlines")
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert re.fullmatch(r"mrpo-ds \| \d\d:\d\d:\d\d \| two lines\n", captured.err)
+
+    def test_a_full_disk_behind_stderr_stops_nothing(self, console: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stderr", FullDisk())
+        log("lost")
+
+
+class TestProgress:
+    def test_a_log_file_gets_a_line_at_each_tenth(self, console: None, capsys: pytest.CaptureFixture[str]) -> None:
+        with progress(1000, "train", "steps") as work:
+            for _ in range(1000):
+                work.update(note="loss 0.69")
+        text = capsys.readouterr().err
+        assert "\r" not in text and "\x1b" not in text
+        assert len(text.splitlines()) == 10
+        assert "| train: 100/1000 steps (10%), 00:00 elapsed, 00:00 left, loss 0.69" in text.splitlines()[0]
+        assert "train: 1000/1000 steps (100%)" in text.splitlines()[-1]
+
+    def test_a_log_file_gets_a_line_after_a_long_silence(
+        self, console: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tracking, "LINE_SECONDS", 0.0)
+        with progress(1000, "train", "steps", done=500) as work:
+            work.update()
+        assert "train: 501/1000 steps (50%)" in capsys.readouterr().err
+
+    def test_nothing_to_do_is_not_an_error(self, console: None) -> None:
+        with progress(0, "score", "rows") as work:
+            work.update(0)
+
+    @pytest.mark.parametrize("columns", [80, 0])
+    def test_a_terminal_gets_a_bar_and_whole_lines(
+        self, console: None, monkeypatch: pytest.MonkeyPatch, columns: int
+    ) -> None:
+        reader, writer = os.openpty()
+        fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        with open(writer, "w", buffering=1) as terminal, open(reader, "rb", buffering=0) as screen:
+            monkeypatch.setattr(sys, "stderr", terminal)
+            with progress(4, "load", "shards") as work:
+                work.update(1)
+                log("in between")
+                work.update(3)
+            text = screen.read(100_000).decode()
+        assert re.search(r"[\r\n]mrpo-ds \| \S+ \| in between\r\n", text)
+        assert ("load: 100%" in text) == (columns > 0)  # a bar
+        assert ("load: 4/4 shards (100%)" in text) == (columns == 0)  # a line, where a bar would have no room
+
+
+class TestFiles:
+    def test_rows_are_there_at_once_step_first_and_keys_sorted(self, tmp_path: Path) -> None:
+        tracker = open_tracker(tmp_path / "new" / "run")
+        tracker.log_step(1, {"rewards/chosen": 0.5, "loss": 0.25, "num_tokens": 12})
+        tracker.log_eval(0, {"loss": 1.5})
+        run_dir = tmp_path / "new" / "run"
+        assert (
+            run_dir.joinpath("metrics.jsonl").read_text()
+            == '{"step": 1, "loss": 0.25, "num_tokens": 12, "rewards/chosen": 0.5}\n'
+        )
+        assert run_dir.joinpath("evals.jsonl").read_text() == '{"step": 0, "loss": 1.5}\n'
+
+    def test_values_that_json_cannot_say_become_null(self, tmp_path: Path) -> None:
+        tracker = open_tracker(tmp_path)
+        tracker.log_step(1, {"loss": float("nan"), "grad_norm": float("inf"), "epoch": -float("inf")})
+        tracker.finish({"losses": [float("nan"), 1.0], "nested": {"best": float("inf")}}, exit_code=0)
+
+        def refuse(constant: str) -> Any:
+            raise AssertionError(constant)
+
+        row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+        assert row == {"step": 1, "loss": None, "grad_norm": None, "epoch": None}
+        summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)
+        assert summary == {"losses": [None, 1.0], "nested": {"best": None}}
+        assert not list(tmp_path.glob("*.tmp"))
+
+    def test_a_new_run_starts_empty(self, tmp_path: Path) -> None:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+        open_tracker(tmp_path)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == (tmp_path / "evals.jsonl").read_bytes() == b""
+
+    def test_resume_cuts_later_rows_and_the_torn_one(self, tmp_path: Path) -> None:
+        whole = open_tracker(tmp_path / "whole")
+        for step in range(1, 7):
+            whole.log_step(step, {"loss": 1 / step})
+        wanted = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+        killed = tmp_path / "killed"
+        killed.mkdir()
+        (killed / "metrics.jsonl").write_bytes(b"".join(wanted.splitlines(keepends=True)[:5]) + b'{"step": 6, "lo')
+        (killed / "evals.jsonl").write_text('{"step": 0}\n{"step": 4}\n{"step": 5}\n')
+        resumed = open_tracker(killed, resume_step=4)
+        for step in (5, 6):
+            resumed.log_step(step, {"loss": 1 / step})
+        assert (killed / "metrics.jsonl").read_bytes() == wanted
+        assert read_jsonl(killed / "evals.jsonl") == [{"step": 0}, {"step": 4}]
+
+    def test_resume_keeps_a_last_row_that_lacks_only_its_newline(self, tmp_path: Path) -> None:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}')
+        open_tracker(tmp_path, resume_step=2).log_step(3, {})
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+    @pytest.mark.parametrize("torn", [b'{"step": 2, "loss": 0.', b"{", b"\0\0\0\0", b"\xff\xfe"])
+    def test_reading_leaves_out_a_torn_last_line(self, tmp_path: Path, torn: bytes) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(b'{"step": 1}\n' + torn)
+        assert read_jsonl(path) == [{"step": 1}]
+
+    def test_reading_a_missing_file_gives_no_rows(self, tmp_path: Path) -> None:
+        assert read_jsonl(tmp_path / "rows.jsonl") == []
+
+    @pytest.mark.parametrize("broken", ['{"step": ', "[1, 2]"])
+    def test_a_broken_line_before_the_last_is_named(self, tmp_path: Path, broken: str) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_text(f'{{"step": 1}}\n{broken}\n{{"step": 3}}\n')
+        with pytest.raises(DataError, match=r"rows\.jsonl line 2 cannot be read"):
+            read_jsonl(path)
+
+    def test_a_run_directory_that_cannot_be_made_is_a_bad_config(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match="output_dir .* cannot be written"):
+            open_tracker(tmp_path / "file" / "run")
+
+
+class TestFullDisk:
+    def test_rows_are_lost_with_one_warning_and_counted(
+        self, tmp_path: Path, console: None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tracker = open_tracker(tmp_path)
+        rows = tmp_path / "metrics.jsonl"
+        rows.unlink()
+        rows.symlink_to("/dev/full")
+        for step in (1, 2, 3):
+            tracker.log_step(step, {"loss": 1.0})
+        rows.unlink()
+        tracker.log_step(4, {"loss": 1.0})  # there is space again
+        tracker.finish({"steps": 4}, exit_code=0)
+        warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+        assert len(warnings) == 1 and "metrics.jsonl cannot be written" in warnings[0]
+        assert "No space left" in warnings[0]
+        assert read_jsonl(rows) == [{"step": 4, "loss": 1.0}]
+        assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 4, "lost_metric_rows": 3}
+
+    def test_half_a_row_is_taken_back(self, tmp_path: Path) -> None:
+        # A file size limit makes the kernel write a part of the row, as a disk with a few bytes left does.
+        run_script(
+            """
+            import resource
+            tracker = open_tracker("disabled")
+            tracker.log_step(1, {"loss": 1.0})
+            unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+            size = (run_dir / "metrics.jsonl").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, unlimited[1]))
+            tracker.log_step(2, {"loss": 2.0})
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+            tracker.log_step(3, {"loss": 3.0})
+            """,
+            tmp_path,
+        )
+        assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}, {"step": 3, "loss": 3.0}]
+
+    def test_a_summary_or_plot_that_fails_is_a_warning(
+        self, tmp_path: Path, console: None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tracker = open_tracker(tmp_path, TrackingConfig(wandb=WandbConfig(mode="disabled"), plots=True))
+        tracker.log_step(1, {"loss": 1.0})
+        (tmp_path / "plots").touch()  # a file where the directory should be
+        (tmp_path / "summary.json").mkdir()
+        tracker.finish({}, exit_code=0)
+        text = capsys.readouterr().err
+        assert "warning: summary.json cannot be written" in text
+        assert "warning: plots cannot be drawn (FileExistsError" in text
+
+
+class TestWandb:
+    def test_offline_writes_a_run_and_resume_keeps_its_id(
+        self, tmp_path: Path, console: None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tracker = open_tracker(tmp_path, OFFLINE)
+        tracker.log_step(1, {"loss": 0.5, "ref/llama/weight": 1.0})
+        tracker.log_eval(1, {"rewards/accuracies": float("nan")})
+        tracker.finish({"steps": 1}, exit_code=75)
+        resumed = open_tracker(tmp_path, OFFLINE, resume_step=1)
+        resumed.log_step(2, {"loss": 0.25})
+        resumed.finish({"steps": 2}, exit_code=0)
+
+        run_id = (tmp_path / "wandb" / "run_id.txt").read_text().strip()
+        files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+        assert {path.name for path in files} == {f"run-{run_id}.wandb"}
+        first = files[0].read_bytes()
+        for name in (b"train/loss", b"train/ref/llama/weight", b"eval/rewards/accuracies", b"train/global_step"):
+            assert name in first
+        text = capsys.readouterr().err
+        assert "warning" not in text and "W&B offline; upload with: wandb sync" in text
+        assert all(line.startswith("mrpo-ds | ") for line in text.splitlines())
+
+    def test_a_new_run_gets_a_new_id(self, tmp_path: Path) -> None:
+        (tmp_path / "wandb").mkdir()
+        (tmp_path / "wandb" / "run_id.txt").write_text("old\n")
+        open_tracker(tmp_path, OFFLINE).finish({}, exit_code=0)
+        assert (tmp_path / "wandb" / "run_id.txt").read_text() != "old\n"
+
+    @pytest.mark.parametrize(("mode", "ambient"), [("disabled", "online"), ("auto", "disabled")])
+    def test_disabled_does_not_even_import_it(self, tmp_path: Path, mode: str, ambient: str) -> None:
+        done = run_script(
+            """
+            tracker = open_tracker(sys.argv[2])
+            tracker.log_step(1, {"loss": 1.0})
+            tracker.finish({}, exit_code=0)
+            print([name for name in ("wandb", "matplotlib", "torch") if name in sys.modules])
+            """,
+            tmp_path,
+            mode,
+            WANDB_MODE=ambient,
+        )
+        assert done.stdout == "[]\n" and done.stderr == ""
+        assert not (tmp_path / "wandb").exists()
+
+    @pytest.mark.parametrize("source", ["environment", "netrc"])
+    def test_an_unreachable_server_costs_a_warning_and_a_bounded_time(self, tmp_path: Path, source: str) -> None:
+        with socket.socket() as closed:  # bound and not listening: connections are refused
+            closed.bind(("127.0.0.1", 0))
+            host = f"127.0.0.1:{closed.getsockname()[1]}"
+            netrc = tmp_path / "netrc"
+            netrc.write_text(f"machine {host} login user password {KEY}\n")
+            key = {"WANDB_API_KEY": KEY} if source == "environment" else {"NETRC": str(netrc)}
+            started = time.monotonic()
+            run_dir = tmp_path / "run"
+            done = run_script(
+                """
+                tracker = open_tracker("auto")
+                tracker.log_step(1, {"loss": 1.0})
+                tracker.finish({}, exit_code=0)
+                """,
+                run_dir,
+                WANDB_BASE_URL=f"http://{host}",
+                **key,
+            )
+        assert time.monotonic() - started < 15
+        lines = done.stderr.splitlines()
+        assert len(lines) == 2, done.stderr
+        assert "warning: W&B cannot go online (CommError" in lines[0]
+        assert "W&B offline; upload with" in lines[1]
+        assert read_jsonl(run_dir / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+        assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))
+        assert not [path for path in run_dir.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+    def test_online_without_a_key_never_asks_for_one(self, tmp_path: Path) -> None:
+        done = run_script("open_tracker('online').finish({}, exit_code=0)", tmp_path)
+        assert "there is no key" in done.stderr.splitlines()[0]
+        assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+    def test_a_service_that_dies_costs_one_warning(self, tmp_path: Path) -> None:
+        done = run_script(
+            """
+            import psutil
+            tracker = open_tracker("offline")
+            for child in psutil.Process().children():  # wandb's own service and nothing else
+                child.kill()
+                child.wait()
+            for step in (1, 2, 3):
+                tracker.log_step(step, {"loss": 1.0})
+            tracker.finish({}, exit_code=0)
+            """,
+            tmp_path,
+        )
+        warnings = [line for line in done.stderr.splitlines() if "warning" in line]
+        assert len(warnings) == 1 and "W&B failed to log" in warnings[0]
+        assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 3
+
+    def test_a_wandb_that_cannot_start_is_left_out(
+        self, tmp_path: Path, console: None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "wandb").touch()  # a file where its directory should be
+        tracker = open_tracker(tmp_path, OFFLINE)
+        tracker.log_step(1, {"loss": 1.0})
+        tracker.finish({}, exit_code=0)
+        assert "warning: W&B failed to start" in capsys.readouterr().err
+        assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
