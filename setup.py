@@ -18,7 +18,7 @@ setup(
         "deepspeed>=0.19",
         "transformers>=5.0",
         "datasets>=3.0",
-        "wandb>=0.19",
+        "wandb>=0.29",
         "omegaconf>=2.4",
         "matplotlib>=3.8",
         "tqdm>=4.66",

@@ -12,7 +12,7 @@ from mrpo_ds.config.schema import Config
 from mrpo_ds.data.dataset import check_fits
 from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.distributed.topology import build_topology
-from mrpo_ds.errors import ConfigError
+from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.material import POLICY, Material, prepare
 from mrpo_ds.models import AnyModelConfig, load_model_config, resolve_dtype
 from mrpo_ds.tracking import log
@@ -39,7 +39,9 @@ def check_output_dir(run_dir: Path, resume: str) -> None:
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_dir is {str(run_dir)!r}, which cannot be written ({existing}); choose another place.")
+        raise ConfigError(
+            f"output_dir is {str(run_dir)!r}, which cannot be written ({existing}); choose another place."
+        )
 
 
 def _models(config: Config) -> list[tuple[str, AnyModelConfig]]:
@@ -54,9 +56,11 @@ def _report_data(material: Material, model_configs: dict[str, Any]) -> None:
     renderers = {name: speaker.renderer for name, speaker in material.speakers.items()}
     for name, fit in check_fits(examples, renderers).items():
         log(
-            f"{name}: longest sequence {fit.longest} tokens; rows that do not round-trip: {fit.not_round_trip}; "
-            f"rows with special tokens in their text: {fit.special_in_text}"
+            f"{name}: longest sequence {fit.longest} tokens; rows that do not round-trip: {fit.not_round_trip}, with "
+            f"special tokens in their text: {fit.special_in_text}, with text that the template leaves out: {fit.left_out}"
         )
+        if fit.refused:
+            raise DataError(f"{name} cannot read {fit.refused} rows, the first: {fit.first['refused']}.")
         limit = getattr(model_configs[name].get_text_config(), "max_position_embeddings", None)
         if limit is not None and fit.longest > limit:
             raise ConfigError(

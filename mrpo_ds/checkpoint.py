@@ -96,7 +96,9 @@ def find_resume(run_dir: Path, resume: str) -> Path | None:
     if resume not in ("auto", "none"):
         path = Path(resume)
         if not (path / STATE_FILE).is_file():
-            raise ConfigError(f"--resume is {resume!r}, which is no whole checkpoint; allowed: auto, none or a step-* directory.")
+            raise ConfigError(
+                f"--resume is {resume!r}, which is no whole checkpoint; allowed: auto, none or a step-* directory."
+            )
         return path
     used = run_dir.is_dir() and any(run_dir.iterdir())
     if resume == "none":

@@ -42,13 +42,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", help="a YAML file, see launch/configs")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="replace a setting")
         command.set_defaults(run=run)
-        if name == "train":
-            command.add_argument(
-                "--resume",
-                default="none",
-                metavar="auto|PATH|none",
-                help="auto: go on from the newest checkpoint of output_dir; PATH: from that one; none: a new run",
-            )
+        command.add_argument(
+            "--resume",
+            default="none",
+            metavar="auto|PATH|none",
+            help="auto: go on from the newest checkpoint of output_dir; PATH: from that one; none: a new run",
+        )
     return parser
 
 
@@ -65,6 +64,6 @@ def _check(options: argparse.Namespace) -> int:
     from mrpo_ds.tracking import configure_console, log
 
     configure_console(True)
-    check_run(load_config(options.config, options.overrides), resume="auto")
+    check_run(load_config(options.config, options.overrides), options.resume)
     log("ok")
     return 0

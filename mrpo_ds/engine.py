@@ -1,6 +1,7 @@
 """The only importer of deepspeed: a trained policy and frozen references, sharded with ZeRO-3."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # must stand before the import; otherwise deepspeed guesses
+
+# DeepSpeed calls collectives by names that newer torch versions deprecate, twice a step; nothing for our users to do.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
 
 import deepspeed
 from deepspeed.ops.adam import DeepSpeedCPUAdam

@@ -39,8 +39,16 @@ def check_names(path: str, shapes: Shapes, model: nn.Module) -> None:
     ours = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
     theirs = {name.removeprefix(prefix): shape for name, shape in checkpoint_shapes(path).items()}
     known = {name.removeprefix(prefix) for name in model.state_dict()}
-    wrong = [f"{name}: {theirs.get(name, 'absent')} there, {shape} here" for name, shape in ours.items() if theirs.get(name) != shape]
-    wrong += [f"{name}: not exported" for name in theirs if name in known and name not in ours and not _is_tied(model, prefix, name)]
+    wrong = [
+        f"{name}: {theirs.get(name, 'absent')} there, {shape} here"
+        for name, shape in ours.items()
+        if theirs.get(name) != shape
+    ]
+    wrong += [
+        f"{name}: not exported"
+        for name in theirs
+        if name in known and name not in ours and not _is_tied(model, prefix, name)
+    ]
     if wrong:
         raise ConfigError(
             f"the export would not match the checkpoint at {path!r}: {'; '.join(wrong[:3])}"

@@ -62,6 +62,7 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
     export_model(model, material.speakers[POLICY].tokenizer, shapes, run_dir / "model", gathered, world.is_main)
     if run.tracker:
         run.tracker.finish(_summary(run, material), 0)
+        _say_what_was_made(run)
 
 
 def run_reference(material: Material, world: World, first_step: int, report: Report) -> None:
@@ -145,6 +146,18 @@ def _summary(run: PolicyRun, material: Material) -> dict[str, Any]:
         "peak_memory_gib": peak_memory_gib(),
         "model": str(Path(run.config.output_dir) / "model"),
     }
+
+
+def _say_what_was_made(run: PolicyRun) -> None:
+    for when, metrics in run.evals.items():
+        if metrics:
+            accuracy, margin = metrics["rewards/accuracies"], metrics["rewards/margins"]
+            log(f"held-out {when} training: accuracy {accuracy:.3f}, reward margin {margin:+.4f}")
+    directory = Path(run.config.output_dir)
+    log(f"made {directory / 'model'}: a Hugging Face model (AutoModelForCausalLM.from_pretrained, vLLM, lm-eval)")
+    log(
+        f"look at {directory / 'summary.json'}, {directory / 'metrics.jsonl'}, {directory / 'evals.jsonl'} and the plots in {directory / 'plots'}"
+    )
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

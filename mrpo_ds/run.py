@@ -97,7 +97,7 @@ def _agree(config: Config, launch: Launch, rendezvous: Rendezvous, resume: str) 
 def _start_launcher(config: Config, arguments: list[str]) -> int:
     """Run this command under the deepspeed launcher on this machine, with as many processes as there are ranks."""
     ranks = build_topology(config).world_size
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--log_level", "error"]
     command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--module", "mrpo_ds", *arguments]
     environment = dict(os.environ)
     environment[CHECKED] = "1"
@@ -106,10 +106,10 @@ def _start_launcher(config: Config, arguments: list[str]) -> int:
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     log(f"starting {ranks} processes with the deepspeed launcher ({build_topology(config).describe()})")
-    process = subprocess.Popen(command, env=environment)
-    # The launcher passes signals on to the ranks; this process only waits for what they make of them.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, lambda received, _: process.send_signal(received))
+    # A session of its own: the launcher is itself two processes, and a signal must reach both.
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: os.killpg(process.pid, received))
     code = process.wait()
     return code if code in (0, 1, 2, RUN_AGAIN) else _failure_code(config)
 

@@ -67,8 +67,7 @@ class Progress:
         self._started = self._shown = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if _console_enabled and _on_terminal():
-            unit = f" {unit}"
-            self._bar = tqdm(None, label, total, initial=done, unit=unit, file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(None, label, total, file=sys.stderr, initial=done, unit=f" {unit}", dynamic_ncols=True)
 
     def update(self, count: int = 1, note: str = "") -> None:
         """Add count finished units. A note, such as 'loss 0.69', is shown beside them."""
@@ -170,7 +169,7 @@ def _to_json(value: object, indent: int | None = None) -> bytes:
 
 
 def _finite(value: object) -> object:
-    """Value with null for every float that JSON cannot say (NaN and the infinities)."""
+    """The value with null for each NaN or infinity, which JSON cannot say."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -231,7 +230,6 @@ class _WandbSink:
             with self._guarded("finish"):
                 self._run.summary.update(dict(summary))
                 self._run.finish(exit_code=exit_code)
-        self._run = None
 
     @contextlib.contextmanager
     def _guarded(self, verb: str) -> Iterator[None]:
@@ -239,7 +237,7 @@ class _WandbSink:
             yield
         except Exception as error:  # any type: wandb's service, disk and network each throw their own
             self._run = None
-            log(f"warning: W&B failed to {verb} ({_reason(error)}); training goes on without it")
+            log(f"warning: W&B failed to {verb} ({_reason(error)}); the run goes on without it")
 
 
 def _reason(error: Exception) -> str:
@@ -260,14 +258,6 @@ def _start_wandb(run_dir: Path, config: WandbConfig, mode: str, resolved: dict[s
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    settings: dict[str, Any] = {
-        "console": "off",  # capturing stderr would break the progress bar
-        "disable_code": True,  # a diff of the working tree may hold secrets
-        "init_timeout": WANDB_START_SECONDS,
-        "login_timeout": WANDB_START_SECONDS,
-    }
-    if "finish_timeout" in wandb.Settings.model_fields:  # not before wandb 0.27
-        settings["finish_timeout"] = WANDB_FINISH_SECONDS
     run_id, known = _wandb_run_id(run_dir / "wandb" / "run_id.txt", resumed)
     options: dict[str, Any] = {
         "dir": run_dir,  # wandb adds /wandb
@@ -278,7 +268,14 @@ def _start_wandb(run_dir: Path, config: WandbConfig, mode: str, resolved: dict[s
         "group": config.group,
         "name": config.name or run_dir.name,
         "config": resolved,
-        "settings": wandb.Settings(**settings),
+        "settings": wandb.Settings(  # before release 0.29 an unreachable server outlasts these times
+            console="off",  # capturing stderr would break the progress bar
+            disable_code=True,  # a diff of the working tree may hold secrets
+            init_timeout=WANDB_START_SECONDS,
+            login_timeout=WANDB_START_SECONDS,
+            finish_timeout=WANDB_FINISH_SECONDS,
+            finish_timeout_raises=True,  # or an incomplete upload would go unsaid
+        ),
     }
     credentials = mode != "offline" and _has_credentials()
     if mode == "online" and not credentials:
@@ -321,18 +318,16 @@ def _has_credentials() -> bool:
 
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    settings = wandb.setup().settings
+    settings = wandb.setup().settings  # with those of wandb's own files
     if settings.api_key:
         return True
     hosts = {urlsplit(settings.base_url).netloc}
     if not os.environ.get("WANDB_BASE_URL"):
         hosts.add("api.wandb.ai")  # keys of the public server keep this name, whatever a release's default is
-    home = Path.home()
-    paths = [os.environ["NETRC"]] if os.environ.get("NETRC") else [home / ".netrc", home / "_netrc"]
-    for path in paths:
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         with contextlib.suppress(OSError, netrc.NetrcParseError):
-            file = netrc.netrc(str(path))
-            if any(file.authenticators(host) for host in hosts):
+            keys = netrc.netrc(os.path.expanduser(path)) if path else None
+            if keys and any(keys.authenticators(host) for host in hosts):
                 return True
     return False
 
@@ -395,9 +390,9 @@ class Tracker:
         self._wandb.finish(summary, exit_code)
 
     def _draw(self) -> None:
-        from mrpo_ds.plots import plot_run  # here: it reads the files of this module, and matplotlib loads slowly
-
         try:
+            from mrpo_ds.plots import plot_run  # here, since plots reads its rows with this module
+
             plot_run(self._run_dir)
         except Exception as error:  # a picture must not turn a finished run into a failed one
             log(f"warning: plots cannot be drawn ({_reason(error)}); the numbers are in metrics.jsonl")

@@ -147,9 +147,7 @@ class PolicyRun:
         return total_steps(self.num_train, train.batch_size, train.epochs, train.max_steps)
 
 
-def _performance(
-    batch: PolicyBatch, reference: ReferenceAnswer, names: list[str], seconds: float
-) -> dict[str, float]:
+def _performance(batch: PolicyBatch, reference: ReferenceAnswer, names: list[str], seconds: float) -> dict[str, float]:
     """perf/* and the references' telemetry: seconds and tokens per second."""
     values = {
         "perf/seconds_per_step": seconds,

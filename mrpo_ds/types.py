@@ -57,9 +57,7 @@ class SequenceBatch:
 
     def to(self, device: torch.device) -> "SequenceBatch":
         """The batch on a device."""
-        return SequenceBatch(
-            self.input_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device)
-        )
+        return SequenceBatch(self.input_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device))
 
 
 @dataclass(frozen=True)
@@ -93,4 +91,3 @@ class LossOutput:
     lengths and presence alone, never on the policy, so that the denominator is known before the forward."""
     stats: dict[str, Tensor] = field(default_factory=dict)
     """Further per-prompt values, detached: [B] is logged under its name, [K, B] as ref/<reference>/<name>."""
-

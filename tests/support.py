@@ -43,7 +43,9 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         rows.append(
             {
                 "prompt": f"Question {index + seed}: which colour comes after {name}" + " please" * (index % 5) + "?",
-                "chosen": f"After {name} comes {names[(index + seed + 1) % len(names)]}" + ", I believe" * (index % 3) + ".",
+                "chosen": f"After {name} comes {names[(index + seed + 1) % len(names)]}"
+                + ", I believe" * (index % 3)
+                + ".",
                 "rejected": "I do not know" + " at all" * ((index + seed) % 4) + ".",
             }
         )
@@ -75,16 +77,17 @@ def digit_tokenizer() -> PreTrainedTokenizerFast:
     """Another family: bytes cut into single characters, with a BOS, no chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex("."), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex("."), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<bos>", "<eos>", "<pad>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
 
 
 def make_model(directory: Path, family: str = "llama", seed: int = 0, scale: float = 0.3) -> Path:

@@ -79,7 +79,9 @@ def _to_plain(tree: DictConfig) -> dict[str, Any]:
 
 def _build_loss(options: Any) -> LossConfig:
     if not isinstance(options, dict) or "name" not in options:
-        raise ConfigError(f"loss is {options!r}; allowed: a mapping with a name, for example {{name: mrpo, beta: 0.1}}.")
+        raise ConfigError(
+            f"loss is {options!r}; allowed: a mapping with a name, for example {{name: mrpo, beta: 0.1}}."
+        )
     options = dict(options)
     name = str(options.pop("name"))
     options_class, _ = losses.load(name)

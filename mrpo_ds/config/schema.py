@@ -24,7 +24,7 @@ class ModelConfig:
     revision: str | None = None
     """Hub branch, tag or commit."""
     dtype: str = "auto"
-    """auto | bf16 | fp32. auto: bf16 on GPUs and on CPUs with AMX, fp32 elsewhere; the log says which."""
+    """auto | bf16 | fp32. auto: bf16 on GPUs and on CPUs with AMX or AVX512-BF16, else fp32; the log says which."""
     attention: str = "sdpa"
     """sdpa | eager | flash_attention_2 | flash_attention_3, as transformers names them."""
     chat_template: str = "auto"

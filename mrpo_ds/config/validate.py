@@ -2,7 +2,8 @@
 
 from collections import Counter
 
-from mrpo_ds.config.schema import Config, require
+from mrpo_ds.config.schema import Config
+from mrpo_ds.errors import require
 from mrpo_ds.registry import load_by_file_name
 
 

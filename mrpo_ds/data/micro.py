@@ -92,7 +92,9 @@ class PolicyBatcher:
         return PolicyBatch(
             examples=examples,
             micros=micros,
-            lengths=self._table([[float(len(row.ids) - row.prompt_length) for row in rows] for rows in encoded], responses),
+            lengths=self._table(
+                [[float(len(row.ids) - row.prompt_length) for row in rows] for rows in encoded], responses
+            ),
             present=self._table([[1.0] * len(rows) for rows in encoded], responses).bool(),
             scores=self._scores(examples, responses),
             tokens=sum(len(row.ids) for rows in encoded for row in rows),

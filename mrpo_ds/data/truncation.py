@@ -26,19 +26,26 @@ def fit_response(text: str, room: int, policy: Renderer) -> tuple[str, bool]:
     ids = policy.response_ids(text, complete=False)
     if len(ids) <= room:
         return text, False
-    for kept_tokens in range(room, max(room - _TRIES, 0), -1):
-        kept = _common_text(policy.response_text(ids[:kept_tokens]), text)
+    longest = ""
+    for num_tokens in range(room, max(room - _TRIES, 0), -1):
+        kept, whole = _beginning(policy.response_text(ids[:num_tokens]), text)
         # The beginning of a text may tokenize into more tokens than it had as a part of the whole.
-        if kept and len(policy.response_ids(kept, complete=False)) <= room:
-            return kept, False
-    return "", False
+        if len(kept) > len(longest) and len(policy.response_ids(kept, complete=False)) <= room:
+            longest = kept
+        if longest and whole:
+            break
+    return longest, False
 
 
-def _common_text(decoded: str, text: str) -> str:
-    """What was decoded, less its broken last character, if that is how text begins, else ""."""
+def _beginning(decoded: str, text: str) -> tuple[str, bool]:
+    """How much of a decoded beginning is text, and whether it is all of it.
+
+    Tokens can hold a part of a character's bytes. Decoded alone they give replacement characters, for the last
+    character only (byte-level BPE) or for a whole run of characters that are spelled in bytes (byte fallback).
+    """
     if decoded.startswith(" ") and not text.startswith(" "):
         decoded = decoded[1:]  # SentencePiece's dummy prefix
-    # Tokens can hold a part of a character's bytes; decoded alone they give replacement characters.
-    while decoded.endswith("\ufffd") and not text.startswith(decoded):
-        decoded = decoded[:-1]
-    return decoded if text.startswith(decoded) else ""
+    kept = decoded
+    while kept.endswith("\ufffd") and not text.startswith(kept):
+        kept = kept[:-1]
+    return (kept, kept == decoded) if text.startswith(kept) else ("", False)

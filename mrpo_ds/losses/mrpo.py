@@ -89,8 +89,9 @@ def loss(logps: ResponseLogps, config: Config) -> LossOutput:
         config: see Config; check_references must have passed for K.
 
     Returns:
-        losses [B]; rewards [B, 2] = beta * (l - v). stats, 0 for rows that are not valid: weight, clip_low and
-        clip_high [K, B] (a_k, and the fraction of the pair's responses that the bound holds); vref/logps/chosen,
+        losses [B]; rewards [B, 2] = beta * (l - v). stats, 0 for rows that are not valid: weight, clip_low,
+        clip_high and clip_fraction [K, B] (a_k, and the fraction of the pair's responses held by the lower, the upper
+        or either bound); vref/logps/chosen,
         vref/logps/rejected (v, nats) and vref/offset (mean of v - r^1 over the pair, nats) [B]; and with clipping
         ctro/eps_chosen and ctro/eps_rejected [B].
     """
@@ -145,6 +146,7 @@ def _stats(
         "weight": weights,
         "clip_low": clipped.low.to(offset.dtype).mean(-1),
         "clip_high": clipped.high.to(offset.dtype).mean(-1),
+        "clip_fraction": (clipped.low | clipped.high).to(offset.dtype).mean(-1),
         "vref/logps/chosen": logps[:, 0],
         "vref/logps/rejected": logps[:, 1],
         "vref/offset": offset.mean(-1),

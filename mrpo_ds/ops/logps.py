@@ -75,7 +75,7 @@ def sum_by_sequence(logps: Tensor, response_mask: Tensor) -> Tensor:
     Raises:
         ValueError: the mask has another number of True positions than there are log-probs.
     """
-    scored = int(response_mask.sum())
+    scored = int(response_mask.sum())  # waits for the GPU, as the boolean indexing that made logps did
     if scored != logps.numel():
         raise ValueError(f"{logps.numel()} log-probs for {scored} scored tokens")
     logps = logps.to(torch.promote_types(logps.dtype, torch.float32))

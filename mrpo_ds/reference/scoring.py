@@ -75,4 +75,3 @@ class ReferenceScorer:
 class _Group:
     rows: list[int]
     counts: bool
-

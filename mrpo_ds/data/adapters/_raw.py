@@ -76,7 +76,7 @@ def read_text(row: Mapping[str, Any], key: str, what: str) -> str:
     """Column `key`, which holds a `what` ("prompt", "response"), as the string it is."""
     value = row.get(key)
     if value is None:
-        raise RowError(f"missing {what}", f"no column '{key}'; the row has {', '.join(sorted(row)) or 'none'}")
+        raise RowError(f"missing {what}", f"'{key}' is missing or null; the columns are: {', '.join(row) or 'none'}")
     if not isinstance(value, str):
         raise RowError("wrong type", f"'{key}' is {type(value).__name__}, not text")
     return value
@@ -96,17 +96,21 @@ def read_messages(value: Sequence[Any], key: str) -> tuple[Message, ...]:
 
 
 def read_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Column `prompt`, text or messages, after the optional column `system` (blank or null: no system message)."""
+    """Column `prompt`, text or messages, after the system message if there is one."""
     value = row.get("prompt")
     if isinstance(value, list):
         prompt = read_messages(value, "prompt")
     else:
         prompt = (Message("user", read_text(row, "prompt", "prompt")),)
-    system = row.get("system")
-    if system is None:
-        return prompt
-    text = read_text(row, "system", "system")
-    return (Message("system", text), *prompt) if text.strip() else prompt
+    return (*read_system(row), *prompt)
+
+
+def read_system(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The optional column `system` as one message, or none if it is blank or null."""
+    if row.get("system") is None:
+        return ()
+    text = read_text(row, "system", "system message")
+    return (Message("system", text),) if text.strip() else ()
 
 
 def read_score(value: object, key: str) -> float:

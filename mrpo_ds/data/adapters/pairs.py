@@ -7,7 +7,15 @@ turns before it repeat the prompt. Without a `prompt` column they are the prompt
 from collections.abc import Mapping
 from typing import Any
 
-from mrpo_ds.data.adapters._raw import RawExample, RowError, read_messages, read_prompt, read_score, read_text
+from mrpo_ds.data.adapters._raw import (
+    RawExample,
+    RowError,
+    read_messages,
+    read_prompt,
+    read_score,
+    read_system,
+    read_text,
+)
 from mrpo_ds.types import Message
 
 
@@ -39,8 +47,7 @@ def _prompt(
     if row.get("prompt") is None and (chosen_lead or rejected_lead):
         if chosen_lead != rejected_lead:
             raise RowError("prompts differ", "'chosen' and 'rejected' part before their last turn")
-        system = read_prompt({"system": row.get("system"), "prompt": []})
-        return (*system, *chosen_lead)
+        return (*read_system(row), *chosen_lead)
     prompt = read_prompt(row)
     # A conversation may carry a system message that the prompt column lacks; it is then part of the prompt.
     leads = [lead for lead in (chosen_lead, rejected_lead) if lead]

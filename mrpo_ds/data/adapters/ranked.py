@@ -7,7 +7,7 @@ Without scores the responses are best first already.
 from collections.abc import Mapping
 from typing import Any
 
-from mrpo_ds.data.adapters._raw import RawExample, RowError, read_prompt, read_score, read_text
+from mrpo_ds.data.adapters._raw import RawExample, RowError, read_prompt, read_score
 
 
 def adapt(row: Mapping[str, Any]) -> RawExample:
@@ -17,14 +17,13 @@ def adapt(row: Mapping[str, Any]) -> RawExample:
         RowError: the row cannot be used.
     """
     responses = row.get("responses")
-    if not isinstance(responses, list):
-        raise RowError("missing response", "'responses' is not a list")
-    texts = [read_text({"responses": text}, "responses", "response") for text in responses]
+    if not isinstance(responses, list) or not all(isinstance(text, str) for text in responses):
+        raise RowError("missing response", "'responses' is not a list of texts")
     if row.get("scores") is None:
-        return RawExample(read_prompt(row), tuple(texts))
+        return RawExample(read_prompt(row), tuple(responses))
     scores = row["scores"]
-    if not isinstance(scores, list) or len(scores) != len(texts):
-        raise RowError("bad score", f"'scores' is not a list of {len(texts)} numbers, one per response")
+    if not isinstance(scores, list) or len(scores) != len(responses):
+        raise RowError("bad score", f"'scores' is not a list of {len(responses)} numbers, one per response")
     values = [read_score(score, "scores") for score in scores]
-    order = sorted(range(len(texts)), key=lambda index: -values[index])  # sorted() is stable
-    return RawExample(read_prompt(row), tuple(texts[i] for i in order), tuple(values[i] for i in order))
+    order = sorted(range(len(values)), key=lambda index: -values[index])  # sorted() is stable
+    return RawExample(read_prompt(row), tuple(responses[i] for i in order), tuple(values[i] for i in order))

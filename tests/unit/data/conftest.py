@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast as UntypedFastTokenizer
 
 from mrpo_ds.data.rendering import Renderer
 
@@ -31,6 +31,9 @@ CORPUS = [
 ]
 
 
+FastTokenizer: Any = UntypedFastTokenizer
+
+
 def _specials(*texts: str) -> list[AddedToken]:
     return [AddedToken(text, special=True, normalized=False) for text in texts]
 
@@ -43,7 +46,7 @@ def build_bpe(chat_template: str | None = CHATML) -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
     tokenizer.add_special_tokens(_specials("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|endoftext|>")
+    fast = FastTokenizer(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|endoftext|>")
     fast.chat_template = chat_template
     return fast
 
@@ -61,7 +64,7 @@ def build_unigram(chat_template: str | None = None) -> Any:
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.add_special_tokens(_specials("<unk>", "<s>", "</s>"))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast = FastTokenizer(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     fast.chat_template = chat_template
     return fast
 
@@ -73,28 +76,39 @@ def build_word_level(eos_token: str | None = "</s>") -> Any:
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(_specials("<unk>", "</s>") if eos_token else _specials("<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token=eos_token)
+    return FastTokenizer(tokenizer_object=tokenizer, unk_token="<unk>", eos_token=eos_token)
 
 
 @pytest.fixture(scope="session")
-def bpe() -> Any:
-    return build_bpe()
+def make_bpe() -> Callable[..., Any]:
+    return build_bpe
 
 
 @pytest.fixture(scope="session")
-def unigram() -> Any:
-    return build_unigram()
+def make_unigram() -> Callable[..., Any]:
+    return build_unigram
 
 
 @pytest.fixture(scope="session")
-def word_level() -> Any:
-    return build_word_level()
+def make_word_level() -> Callable[..., Any]:
+    return build_word_level
 
 
 @pytest.fixture(scope="session")
-def policy(bpe: Any) -> Renderer:
+def inst_template() -> str:
+    return INST
+
+
+@pytest.fixture(scope="session")
+def policy() -> Renderer:
     """A byte-level policy with ChatML, closing tokens scored."""
-    return Renderer(bpe, "policy", "auto", score_eos=True)
+    return Renderer(build_bpe(), "policy", "auto", score_eos=True)
+
+
+@pytest.fixture(scope="session")
+def plain_unigram() -> Renderer:
+    """A SentencePiece-like model without a template of its own."""
+    return Renderer(build_unigram(), "llama", "auto", score_eos=True)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.losses.mrpo import Config, check_references, loss
@@ -169,7 +170,9 @@ def test_mask_ref_leaves_the_reference_out_of_the_pair(batch_of, broken, options
     if isinstance(options.get("weights"), list):
         options = options | {"weights": [0.4, 0.6]}  # 0.2 and 0.3, shared out again
     wanted = run(batch_of, (B[0], [B[1][0], B[1][2]]), **options)
-    assert [got[0], got[1], *got[2], *got[3]] == pytest.approx([wanted[0], wanted[1], *wanted[2], *wanted[3]], abs=1e-12)
+    assert [got[0], got[1], *got[2], *got[3]] == pytest.approx(
+        [wanted[0], wanted[1], *wanted[2], *wanted[3]], abs=1e-12
+    )
     assert got[-1].valid.tolist() == [True]
     assert got[-1].stats["weight"][1].item() == got[-1].stats["clip_low"][1].item() == 0
 
@@ -198,7 +201,10 @@ def test_a_response_without_a_scored_token_drops_the_pair(batch_of):
     [
         ({"beta": -0.1}, "loss.beta is -0.1; allowed: > 0."),
         ({"virtual_ref": "mean"}, "loss.virtual_ref is 'mean'; allowed: harmonic | geometric | arithmetic."),
-        ({"weights": "awrc"}, "loss.weights is 'awrc'; allowed: arwc | uniform | a list of numbers >= 0 that sum to 1."),
+        (
+            {"weights": "awrc"},
+            "loss.weights is 'awrc'; allowed: arwc | uniform | a list of numbers >= 0 that sum to 1.",
+        ),
         ({"arwc_assignment": "code"}, "loss.arwc_assignment is 'code'; allowed: paper | code_swapped."),
         (
             {"arwc_assignment": "code_swapped", "weights": "uniform"},
@@ -221,6 +227,11 @@ def test_options_out_of_range_are_refused_by_name(options, message):
 def test_weights_that_are_no_distribution_are_refused(weights):
     with pytest.raises(ConfigError, match="loss.weights is .*; allowed: arwc | uniform"):
         Config(weights=weights)
+
+
+def test_weights_from_yaml_are_a_plain_list():
+    read = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create("weights: [0.2, 0.8]"))
+    assert OmegaConf.to_object(read) == Config(weights=[0.2, 0.8])
 
 
 def test_weights_may_miss_a_sum_of_one_by_rounding_and_are_then_shared_exactly(batch_of):

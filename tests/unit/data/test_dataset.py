@@ -1,0 +1,247 @@
+"""From files to examples: every row is kept or counted, and the limits stop the run."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mrpo_ds.config.schema import DataConfig, SourceConfig
+from mrpo_ds.data.adapters._raw import RawExample, RowError
+from mrpo_ds.data.dataset import DataReport, check_fits, load_examples, select_view
+from mrpo_ds.data.rendering import Renderer
+from mrpo_ds.errors import ConfigError, DataError
+from mrpo_ds.types import Example, Message
+
+Write = Callable[..., str]
+
+GOOD = {"prompt": "Hi?", "chosen": "yes", "rejected": "no"}
+LENIENT: dict[str, Any] = {"max_dropped_fraction": 1.0, "max_truncated_fraction": 1.0}
+
+
+def pair(number: int) -> dict[str, Any]:
+    return {"prompt": f"Question {number}?", "chosen": f"yes {number}", "rejected": f"no {number}"}
+
+
+def load(
+    paths: list[str], policy: Renderer, what: str = "train", adapter: str = "pairs", **options: Any
+) -> tuple[list[Example], DataReport]:
+    sources = [SourceConfig(source=path, adapter=adapter) for path in paths]
+    return load_examples(sources, DataConfig(**options), policy, what)
+
+
+def refused(paths: list[str], policy: Renderer, what: str = "train", **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        load(paths, policy, what, **options)
+    return str(caught.value)
+
+
+def test_examples_and_report(write_jsonl: Write, policy: Renderer) -> None:
+    path = write_jsonl([pair(1), {"prompt": "x"}, pair(3)], "small.jsonl")
+    examples, report = load([path], policy, **LENIENT)
+    assert examples[1] == Example(
+        id="small:3",
+        prompt=(Message("user", "Question 3?"),),
+        responses=("yes 3", "no 3"),
+        scores=None,
+        source=f"{path} row 3",
+        complete=(True, True),
+    )
+    assert report.as_dict() == {
+        "rows": 3,
+        "kept": 2,
+        "dropped": {"missing response": 1},
+        "first_dropped": {"missing response": f"{path} row 2: 'chosen' is missing or null; the columns are: prompt"},
+        "truncated_rows": 0,
+        "first_truncated": "",
+        "responses_per_prompt": 2,
+    }
+
+
+def test_sources_follow_each_other_and_ids_differ(write_jsonl: Write, policy: Renderer) -> None:
+    paths = [write_jsonl([GOOD], name) for name in ("a/rows.jsonl", "b/rows.jsonl", "b/rows.test.jsonl")]
+    examples, report = load([*paths, paths[0]], policy)
+    assert [example.id for example in examples] == ["rows:1", "rows#2:1", "rows.test:1", "rows#3:1"]
+    assert report.rows == 4
+
+
+def test_limit(write_jsonl: Write, policy: Renderer) -> None:
+    source = SourceConfig(source=write_jsonl([pair(n) for n in range(5)]), limit=2)
+    examples, report = load_examples([source], DataConfig(), policy, "train")
+    assert (len(examples), report.rows) == (2, 2)
+
+
+def test_unknown_adapter(write_jsonl: Write, policy: Renderer) -> None:
+    with pytest.raises(ConfigError, match=r"data.eval\[0\].adapter is 'hh'.*hh_rlhf \| pairs \| ranked"):
+        load([write_jsonl([GOOD])], policy, "eval", adapter="hh")
+
+
+class TestView:
+    ROW = {"prompt": "Hi?", "responses": ["bad", "best", "good"], "scores": [1, 3, 2]}
+
+    def test_pair_takes_best_and_worst(self, write_jsonl: Write, policy: Renderer) -> None:
+        examples, report = load([write_jsonl([self.ROW])], policy, adapter="ranked")
+        assert (examples[0].responses, examples[0].scores) == (("best", "bad"), (3.0, 1.0))
+        assert report.responses_per_prompt == 2
+
+    def test_all_takes_all(self, write_jsonl: Write, policy: Renderer) -> None:
+        rows = [self.ROW, {"prompt": "Hi?", "responses": ["one"]}]
+        examples, report = load([write_jsonl(rows)], policy, adapter="ranked", view="all")
+        assert (examples[0].responses, examples[0].scores) == (("best", "good", "bad"), (3.0, 2.0, 1.0))
+        assert examples[1].responses == ("one",)
+        assert report.responses_per_prompt == 3
+
+    @pytest.mark.parametrize(
+        ("responses", "scores", "view", "reason"),
+        [
+            (("a",), None, "pair", "fewer than 2 responses"),
+            (("a", "b", "c"), (2.0, 2.0, 2.0), "pair", "tied scores"),
+            (("a", "b", "a"), None, "pair", "identical responses"),
+            (("a", "b", "b"), None, "all", "identical responses"),
+        ],
+    )
+    def test_unusable(
+        self, responses: tuple[str, ...], scores: tuple[float, ...] | None, view: str, reason: str
+    ) -> None:
+        with pytest.raises(RowError) as caught:
+            select_view(RawExample((Message("user", "Hi?"),), responses, scores), view)
+        assert caught.value.reason == reason
+
+    def test_usable_in_the_other_view(self) -> None:
+        prompt = (Message("user", "Hi?"),)
+        assert select_view(RawExample(prompt, ("a", "b"), (2.0, 2.0)), "all").scores == (2.0, 2.0)
+        assert select_view(RawExample(prompt, ("a", "b", "b", "c")), "pair").responses == ("a", "c")
+
+
+class TestLength:
+    """The prompt of GOOD-like rows in ChatML, then responses of one token per letter: q, x, z are never merged."""
+
+    def prompt_tokens(self, policy: Renderer) -> int:
+        return len(policy.prompt_ids([Message("user", "Hi?")]))
+
+    def test_cut_as_text(self, write_jsonl: Write, policy: Renderer) -> None:
+        path = write_jsonl([{"prompt": "Hi?", "chosen": "qqqqqqqq", "rejected": "zzz"}])
+        max_length = self.prompt_tokens(policy) + 5
+        examples, report = load([path], policy, max_length=max_length, **LENIENT)
+        assert examples[0].responses == ("qqqqq", "zzz")
+        assert examples[0].complete == (False, True)
+        assert (report.truncated_rows, report.first_truncated) == (1, f"{path} row 1")
+        assert len(policy.encode(examples[0], 0).ids) == max_length
+        assert policy.end_of_turn not in policy.response_ids("qqqqq", complete=False)
+
+    def test_prompt_without_room(self, write_jsonl: Write, policy: Renderer) -> None:
+        tokens = self.prompt_tokens(policy)
+        message = refused([write_jsonl([GOOD])], policy, max_length=tokens)
+        assert f"1 x prompt longer than max_length (first: {{}} row 1: {tokens} prompt tokens" in _no_path(message)
+
+    def test_nothing_left(self, write_jsonl: Write, policy: Renderer) -> None:
+        path = write_jsonl([{"prompt": "Hi?", "chosen": "\U0001f600", "rejected": "no"}])
+        message = refused([path], policy, max_length=self.prompt_tokens(policy) + 2)
+        assert "1 x nothing left of a response" in message
+
+    def test_only_space_left(self, write_jsonl: Write, policy: Renderer) -> None:
+        path = write_jsonl([{"prompt": "Hi?", "chosen": "\n\nqqq", "rejected": "no"}])
+        message = refused([path], policy, max_length=self.prompt_tokens(policy) + 2)
+        assert "1 x nothing left of a response" in message
+
+    def test_the_same_once_cut(self, write_jsonl: Write, policy: Renderer) -> None:
+        path = write_jsonl([{"prompt": "Hi?", "chosen": "qqqx", "rejected": "qqqz"}])
+        message = refused([path], policy, max_length=self.prompt_tokens(policy) + 3)
+        assert "1 x identical responses after truncation" in message
+
+
+class TestLimits:
+    def test_dropped(self, write_jsonl: Write, policy: Renderer) -> None:
+        rows = [pair(n) for n in range(10)]
+        rows[3]["chosen"] = ""
+        rows[5] = {"prompt": "x", "chosen": "same", "rejected": "same"}
+        rows[7]["rejected"] = "  "
+        assert _no_path(refused([write_jsonl(rows)], policy)) == (
+            "data.train: 3 of 10 rows (30.00%) cannot be used, more than data.max_dropped_fraction=0.01 allows: "
+            "2 x empty response (first: {} row 4: response 1 has no visible character), "
+            "1 x identical responses (first: {} row 6: identical responses). "
+            "Mend the rows, or raise data.max_dropped_fraction"
+        )
+
+    def test_truncated(self, write_jsonl: Write, policy: Renderer) -> None:
+        rows = [pair(n) for n in range(4)]
+        rows[2]["chosen"] = "q" * 100
+        assert _no_path(refused([write_jsonl(rows)], policy, "eval", max_length=80)) == (
+            "data.eval: 1 of 4 rows (25.00%) have a response that does not fit into data.max_length=80 tokens, more "
+            "than data.max_truncated_fraction=0.1 allows (first: {} row 3). Raise data.max_length, or "
+            "data.max_truncated_fraction"
+        )
+
+    @pytest.mark.parametrize(("num_bad", "rows"), [(29, 100), (7, 100), (1, 3)])
+    def test_exactly_the_limit_is_allowed(self, write_jsonl: Write, policy: Renderer, num_bad: int, rows: int) -> None:
+        path = write_jsonl([{}] * num_bad + [pair(n) for n in range(rows - num_bad)])
+        _, report = load([path], policy, max_dropped_fraction=num_bad / rows)
+        assert report.kept == rows - num_bad
+
+    def test_no_row_left(self, write_jsonl: Write, policy: Renderer) -> None:
+        message = refused([write_jsonl([{}, {}])], policy, **LENIENT)
+        assert _no_path(message) == (
+            "data.train: none of 2 rows can be used: 2 x missing response (first: {} row 1: 'chosen' is missing or "
+            "null; the columns are: none)"
+        )
+
+    def test_no_rows_at_all(self, write_jsonl: Write, policy: Renderer) -> None:
+        expected = "has no rows; name at least one source with rows"
+        assert refused([], policy) == f"data.train {expected}"
+        assert refused([write_jsonl([])], policy, "eval") == f"data.eval {expected}"
+        assert load([], policy, "eval") == ([], DataReport())
+
+
+def test_a_refused_conversation_names_the_row(
+    write_jsonl: Write, make_unigram: Callable[..., Any], inst_template: str
+) -> None:
+    renderer = Renderer(make_unigram(inst_template), "policy", "auto", score_eos=True)
+    message = refused([write_jsonl([GOOD, GOOD | {"system": "Be kind."}])], renderer, **LENIENT)
+    assert _no_path(message).startswith("{} row 2: policy: the chat template refuses the role 'system'")
+
+
+def test_a_bad_file_is_no_dropped_row(policy: Renderer) -> None:
+    assert refused(["missing.jsonl"], policy, **LENIENT).startswith("data source 'missing.jsonl' does not exist")
+
+
+def test_check_fits(
+    write_jsonl: Write,
+    policy: Renderer,
+    make_unigram: Callable[..., Any],
+    make_word_level: Callable[..., Any],
+    inst_template: str,
+) -> None:
+    rows = [
+        {"prompt": "The capital of France", "chosen": "The capital", "rejected": "France"},
+        {"prompt": "a <|im_end|> b", "chosen": "unheard-of", "rejected": "France"},
+        {"system": "Be kind.", "prompt": "The sea", "chosen": "waves", "rejected": "wind"},
+    ]
+    path = write_jsonl(rows)
+    examples, _ = load([path], policy)
+    renderers = {
+        "policy": policy,
+        "mistral": Renderer(make_unigram(inst_template), "mistral", "auto", score_eos=True),
+        "words": Renderer(make_word_level(), "words", "plain", score_eos=True),
+    }
+    fits = check_fits(examples, renderers)
+    assert list(fits) == ["policy", "mistral", "words"]
+    assert (fits["policy"].special_in_text, fits["policy"].not_round_trip, fits["policy"].refused) == (1, 0, 0)
+    assert fits["policy"].first == {"special_in_text": f"{path} row 2"}
+    assert fits["policy"].longest == max(len(policy.encode(example, r).ids) for example in examples for r in (0, 1))
+    assert (fits["mistral"].refused, fits["mistral"].not_round_trip) == (1, 0)
+    assert fits["mistral"].first["refused"].startswith(f"{path} row 3: mistral: the chat template refuses")
+    assert fits["words"].not_round_trip == 1
+    assert fits["words"].first == {"not_round_trip": f"{path} row 2"}
+    assert check_fits([], renderers)["words"].longest == 0
+
+
+def test_check_fits_counts_what_a_template_leaves_out(
+    write_jsonl: Write, policy: Renderer, make_bpe: Callable[..., Any]
+) -> None:
+    examples, _ = load([write_jsonl([GOOD, GOOD | {"system": "Be kind."}])], policy)
+    renderer = Renderer(make_bpe("{{ messages[-1].content }}<|im_end|>"), "old", "auto", score_eos=True)
+    assert check_fits(examples, {"old": renderer})["old"].left_out == 1
+
+
+def _no_path(message: str) -> str:
+    return re.sub(r"/\S+\.jsonl", "{}", message)
