@@ -37,6 +37,7 @@ setup(
             "psutil>=5",
             "ninja>=1.11",
             "types-tqdm",
+            "types-PyYAML",
         ],
     },
     entry_points={"console_scripts": ["mrpo-ds = mrpo_ds.cli:main"]},

@@ -57,7 +57,7 @@ def _report_data(material: Material, model_configs: dict[str, Any]) -> None:
     for name, fit in check_fits(examples, renderers).items():
         log(
             f"{name}: longest sequence {fit.longest} tokens; rows that do not round-trip: {fit.not_round_trip}, with "
-            f"special tokens in their text: {fit.special_in_text}, with text that the template leaves out: {fit.left_out}"
+            f"special tokens in their text: {fit.special_in_text}, with text the template leaves out: {fit.left_out}"
         )
         if fit.refused:
             raise DataError(f"{name} cannot read {fit.refused} rows, the first: {fit.first['refused']}.")

@@ -5,9 +5,10 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mrpo_ds.distributed.collectives import barrier
-from mrpo_ds.engine import DeepSpeedEngine
+from mrpo_ds.engine import Engine
 from mrpo_ds.errors import CheckpointError, ConfigError
 from mrpo_ds.tracking import log
 
@@ -40,7 +41,7 @@ class Checkpoints:
     """Digest of what must not change between the runs that share checkpoints."""
     is_main: bool
 
-    def save(self, engine: DeepSpeedEngine, state: TrainState) -> None:
+    def save(self, engine: Engine, state: TrainState) -> None:
         """Write a checkpoint of the step, then prune. Raises CheckpointError when it cannot be written."""
         final = self.directory / f"step-{state.step:08d}"
         partial = self.directory / f".{final.name}.partial"
@@ -63,7 +64,7 @@ class Checkpoints:
             log(f"checkpoint {final}")
         barrier()
 
-    def load(self, engine: DeepSpeedEngine, path: Path) -> TrainState:
+    def load(self, engine: Engine, path: Path) -> TrainState:
         """Restore engine and state from a checkpoint directory.
 
         Raises CheckpointError when it belongs to another configuration or another number of policy ranks.
@@ -112,10 +113,11 @@ def find_resume(run_dir: Path, resume: str) -> Path | None:
     return whole[-1] if whole else None
 
 
-def read_state(path: Path) -> dict[str, object]:
+def read_state(path: Path) -> dict[str, Any]:
     """The state record of a checkpoint. Raises CheckpointError when it cannot be read."""
     try:
-        return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        return record
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
 

@@ -11,7 +11,6 @@ import importlib.util
 import os
 import sys
 import tempfile
-
 from pathlib import Path
 
 from mrpo_ds.errors import ConfigError, MrpoError

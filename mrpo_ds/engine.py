@@ -1,21 +1,13 @@
 """The only importer of deepspeed: a trained policy and frozen references, sharded with ZeRO-3."""
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # must stand before the import; otherwise deepspeed guesses
-
-# DeepSpeed calls collectives by names that newer torch versions deprecate, twice a step; nothing for our users to do.
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
-
 import deepspeed
+import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
+from torch import Tensor, nn
 
 from mrpo_ds.config.ds_config import frozen_ds_config, training_ds_config, uses_cpu_optimizer
 from mrpo_ds.config.schema import OptimizationConfig
@@ -36,6 +28,15 @@ class Engine(Protocol):
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear. Returns the gradient norm before clipping."""
+
+    def score(self, batch: SequenceBatch) -> Tensor:
+        """[N] summed log-probs without gradient."""
+
+    def save(self, directory: Path, tag: str) -> None:
+        """Write this rank's shards of parameters and optimizer; every rank must call it."""
+
+    def load(self, directory: Path, tag: str) -> None:
+        """Read what save wrote, at the same number of ranks."""
 
 
 class DeepSpeedEngine:
@@ -58,38 +59,40 @@ class DeepSpeedEngine:
         )
 
     def forward(self, batch: SequenceBatch) -> Tensor:
+        """See Engine."""
         return score(self._engine, batch)
 
     def score(self, batch: SequenceBatch) -> Tensor:
-        """[N] summed log-probs without gradient."""
+        """See Engine."""
         with torch.no_grad():
             return score(self._engine, batch)
 
     def backward(self, loss: Tensor, last: bool) -> None:
+        """See Engine."""
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> float:
+        """See Engine."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
     def save(self, directory: Path, tag: str) -> None:
-        """Write this rank's shards of parameters and optimizer; every rank must call it."""
+        """See Engine."""
         self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
 
     def load(self, directory: Path, tag: str) -> None:
-        """Read what save wrote, at the same number of ranks."""
+        """See Engine."""
         self._engine.load_checkpoint(str(directory), tag=tag)
 
 
 def shard_frozen(scorer: SequenceScorer, ranks: int) -> nn.Module:
     """A reference whose parameters are sharded over the ranks of this world; call it in step on every rank."""
     config = frozen_ds_config(ranks, scorer.head.weight.dtype == torch.bfloat16)
-    engine, *_ = deepspeed.initialize(model=scorer, config=config, dist_init_required=False)
-    engine.eval()
-    return engine
+    engine: nn.Module = deepspeed.initialize(model=scorer, config=config, dist_init_required=False)[0]
+    return engine.eval()
 
 
 def gathered(parameters: list[nn.Parameter]) -> Any:
@@ -110,5 +113,6 @@ def _optimizer(parameters: list[nn.Parameter], config: OptimizationConfig, on_cp
         "weight_decay": config.weight_decay,
     }
     if on_cpu:
-        return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
+        cpu_adam: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
+        return cpu_adam
     return torch.optim.AdamW(parameters, fused=torch.cuda.is_available(), **settings)

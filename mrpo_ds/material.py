@@ -24,6 +24,7 @@ class Speaker:
 
     @property
     def pad_id(self) -> int:
+        """Id that fills padding."""
         return pad_id(self.tokenizer)
 
 
@@ -39,9 +40,11 @@ class Material:
     """By 'policy' or reference name."""
 
     def eval_batches(self) -> list[Batch]:
+        """The held-out batches, in order."""
         return eval_batches(len(self.splits["eval"]), self.config.train.batch_size)
 
     def train_batches(self, first_step: int) -> list[Batch]:
+        """The training batches from the 0-based first_step on, in order."""
         return train_batches(len(self.splits["train"]), self.config.train, first_step)
 
 

@@ -34,7 +34,7 @@ class SelectedLogps(nn.Module):
         self.scale, self.softcap = _after_head(model)
 
     def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """hidden [T, D], targets [T] -> [T] log-probs, nats."""
+        """Hidden [T, D], targets [T] -> [T] log-probs, nats."""
         return selected_logps(hidden, self.weight, targets, bias=self.bias, softcap=self.softcap, scale=self.scale)
 
 

@@ -21,6 +21,7 @@ class Objective:
 
     @classmethod
     def from_config(cls, config: Config) -> "Objective":
+        """The objective that a run asks for."""
         _, loss = load(config.loss.name)
         return cls(loss, config.loss.options, [reference.name for reference in config.references])
 

@@ -155,9 +155,7 @@ def _say_what_was_made(run: PolicyRun) -> None:
             log(f"held-out {when} training: accuracy {accuracy:.3f}, reward margin {margin:+.4f}")
     directory = Path(run.config.output_dir)
     log(f"made {directory / 'model'}: a Hugging Face model (AutoModelForCausalLM.from_pretrained, vLLM, lm-eval)")
-    log(
-        f"look at {directory / 'summary.json'}, {directory / 'metrics.jsonl'}, {directory / 'evals.jsonl'} and the plots in {directory / 'plots'}"
-    )
+    log(f"look at summary.json, metrics.jsonl, evals.jsonl and plots/ in {directory}")
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -47,6 +48,10 @@ def _run_process(config: Config, launch: Launch, resume: str) -> int:
     world = split(build_topology(config), rendezvous, config.topology.share_gpus)
     heartbeat = Heartbeat(world, config.topology.timeout_seconds, lambda: _failure_code(config))
     heartbeat.start()
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise deepspeed guesses when it is imported
+    # DeepSpeed calls collectives by names that newer torch versions deprecate: nothing that our users could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # Imported here: deepspeed takes seconds, and none of the messages above should wait for it.
     from mrpo_ds.roles import run_policy, run_reference
 
@@ -56,7 +61,7 @@ def _run_process(config: Config, launch: Launch, resume: str) -> int:
         if world.role.is_policy:
             run_policy(material, world, checkpoint, heartbeat.phase)
         else:
-            first_step = int(str(read_state(checkpoint)["step"])) if checkpoint else 0
+            first_step = read_state(checkpoint)["step"] if checkpoint else 0
             run_reference(material, world, first_step, heartbeat.phase)
         heartbeat.done()
         leave()

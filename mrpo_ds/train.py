@@ -139,10 +139,12 @@ class PolicyRun:
 
     @property
     def num_train(self) -> int:
+        """Training prompts."""
         return len(self.batcher.splits["train"])
 
     @property
     def total_steps(self) -> int:
+        """Optimizer steps of the whole run, those before a resume included."""
         train = self.config.train
         return total_steps(self.num_train, train.batch_size, train.epochs, train.max_steps)
 

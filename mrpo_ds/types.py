@@ -41,6 +41,7 @@ class Example:
     """Per response: False when its text was cut to fit max_length, so that no end-of-turn is scored after it."""
 
     def is_complete(self, response: int) -> bool:
+        """Whether a response's text was not cut."""
         return self.complete[response] if self.complete else True
 
 

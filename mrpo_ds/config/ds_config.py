@@ -67,7 +67,7 @@ def frozen_ds_config(ranks: int, bf16: bool) -> dict[str, Any]:
 def uses_cpu_optimizer(ds_config: dict[str, Any]) -> bool:
     """Whether the optimizer states live on the CPU, which asks for DeepSpeed's own CPU Adam."""
     offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
-    return offload.get("device", "none") != "none"
+    return bool(offload.get("device", "none") != "none")
 
 
 def _precision(bf16: bool) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _apply(tree: DictConfig, override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"override {override!r} is not key=value, for example train.learning_rate=1e-6.")
     try:
-        parsed = OmegaConf.create(f"value: {value}" if value else "value: ''")["value"]
+        parsed = OmegaConf.from_dotlist([f"value={value}"])["value"]
         OmegaConf.update(tree, key, parsed, merge=True, force_add=True)
     except (OmegaConfBaseException, YAMLError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"override {override!r} cannot be applied: {_first_line(error)}") from error

@@ -21,6 +21,7 @@ class Batch:
     """[B] indices of the split's examples."""
 
     def examples(self, splits: Splits) -> list[Example]:
+        """[B] the batch's examples."""
         return [splits[self.split][index] for index in self.ids]
 
 

@@ -21,10 +21,12 @@ class Role:
 
     @property
     def ranks(self) -> range:
+        """Global ranks of the role."""
         return range(self.first, self.first + self.size)
 
     @property
     def is_policy(self) -> bool:
+        """Whether the role trains; all others score."""
         return self.name == POLICY
 
 
@@ -36,10 +38,12 @@ class Topology:
 
     @property
     def world_size(self) -> int:
+        """Processes of the run."""
         return sum(role.size for role in self.roles)
 
     @property
     def policy(self) -> Role:
+        """The role that trains."""
         return self.roles[0]
 
     def role_of(self, rank: int) -> Role:

