@@ -59,10 +59,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from mrpo_ds.accelerator import announce_cpu
     from mrpo_ds.check import check_run
     from mrpo_ds.config.load import load_config
     from mrpo_ds.tracking import configure_console, log
 
+    announce_cpu()
     configure_console(True)
     check_run(load_config(options.config, options.overrides), options.resume)
     log("ok")

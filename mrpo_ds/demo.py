@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mrpo_ds.accelerator import announce_cpu
 from mrpo_ds.errors import ConfigError, MrpoError
 from mrpo_ds.tracking import configure_console, log
 
@@ -83,6 +84,7 @@ def _package(name: str) -> Path:
 
 def main() -> int:
     """Convert both models into the directory given as the only argument."""
+    announce_cpu()
     configure_console(True)
     try:
         convert_all(Path(sys.argv[1]))

@@ -10,8 +10,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-import torch
-
+from mrpo_ds.accelerator import announce_cpu
 from mrpo_ds.check import check_run
 from mrpo_ds.checkpoint import find_resume, read_state
 from mrpo_ds.config.schema import Config
@@ -31,6 +30,7 @@ CHECKED = "MRPO_DS_CHECKED"
 
 def train(config: Config, config_path: str, overrides: list[str], resume: str) -> int:
     """The train command, inside or outside a launcher. Returns the exit code."""
+    announce_cpu()
     launch = read_launch(os.environ)
     if launch is None:
         configure_console(True)
@@ -48,8 +48,6 @@ def _run_process(config: Config, launch: Launch, resume: str) -> int:
     world = split(build_topology(config), rendezvous, config.topology.share_gpus)
     heartbeat = Heartbeat(world, config.topology.timeout_seconds, lambda: _failure_code(config))
     heartbeat.start()
-    if world.device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise deepspeed guesses when it is imported
     # DeepSpeed calls collectives by names that newer torch versions deprecate: nothing that our users could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # Imported here: deepspeed takes seconds, and none of the messages above should wait for it.
@@ -108,8 +106,6 @@ def _start_launcher(config: Config, arguments: list[str]) -> int:
     environment[CHECKED] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not torch.cuda.is_available():
-        environment.setdefault("DS_ACCELERATOR", "cpu")
     log(f"starting {ranks} processes with the deepspeed launcher ({build_topology(config).describe()})")
     # A session of its own: the launcher is itself two processes, and a signal must reach both.
     process = subprocess.Popen(command, env=environment, start_new_session=True)

@@ -77,6 +77,10 @@ class Heartbeat:
         with self._lock:
             self._beat = replace(self._beat, status="done")
         self._publish()
+        # A daemon thread inside the store's C++ code when the interpreter ends would abort the process.
+        signal.set_wakeup_fd(-1)
+        os.write(self._wake_writer, bytes([0]))
+        self._thread.join()
 
     def end_because(self, reason: str, exit_code: int | None = None) -> NoReturn:
         """This process failed, or saw the bridge break: tell the others, name the culprit, leave."""
@@ -95,6 +99,8 @@ class Heartbeat:
     def _run(self) -> None:
         while self._beat.status != "done":
             readable, _, _ = select.select([self._wake_reader], [], [], BEAT_SECONDS)
+            if self._beat.status == "done":
+                return
             if readable:
                 self._stop_on_signal(os.read(self._wake_reader, 16)[0])
             try:

@@ -31,7 +31,9 @@ class Objective(NamedTuple):
 @pytest.fixture(params=names("mrpo_ds.losses"))
 def objective(request):
     module = load_by_file_name("mrpo_ds.losses", request.param, "loss.name")
-    return Objective(module, module.Config(), max(2, module.MIN_REFERENCES), module.RESPONSES or 4)
+    # A loss that needs no reference is tried without any, and once more with some that must not matter.
+    references = max(2, module.MIN_REFERENCES) if module.MIN_REFERENCES else 0
+    return Objective(module, module.Config(), references, module.RESPONSES or 4)
 
 
 @pytest.fixture
@@ -184,3 +186,13 @@ def test_valid_does_not_depend_on_the_policy(objective, make):
     logps = make()
     output = objective.loss(replace(logps, policy=torch.full_like(logps.policy, math.nan)))
     assert output.valid.all() and output.losses.isnan().all()
+
+
+def test_a_loss_that_needs_no_reference_ignores_those_there_are(objective, make):
+    if objective.references:
+        pytest.skip("needs references")
+    alone = make()
+    broken_references = torch.full((2, *alone.policy.shape), math.nan, dtype=torch.float64)
+    lengths = torch.zeros_like(broken_references)
+    accompanied = objective.loss(replace(alone, reference=broken_references, reference_lengths=lengths))
+    assert torch.equal(accompanied.losses, objective.loss(alone).losses) and accompanied.valid.all()
