@@ -5,12 +5,14 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mrpo_ds.distributed.collectives import barrier
-from mrpo_ds.engine import Engine
 from mrpo_ds.errors import CheckpointError, ConfigError
 from mrpo_ds.tracking import log
+
+if TYPE_CHECKING:  # the check command finds checkpoints without waiting for deepspeed to be imported
+    from mrpo_ds.engine import Engine
 
 TAG = "policy"
 STATE_FILE = "state.json"
@@ -41,7 +43,7 @@ class Checkpoints:
     """Digest of what must not change between the runs that share checkpoints."""
     is_main: bool
 
-    def save(self, engine: Engine, state: TrainState) -> None:
+    def save(self, engine: "Engine", state: TrainState) -> None:
         """Write a checkpoint of the step, then prune. Raises CheckpointError when it cannot be written."""
         final = self.directory / f"step-{state.step:08d}"
         partial = self.directory / f".{final.name}.partial"
@@ -64,7 +66,7 @@ class Checkpoints:
             log(f"checkpoint {final}")
         barrier()
 
-    def load(self, engine: Engine, path: Path) -> TrainState:
+    def load(self, engine: "Engine", path: Path) -> TrainState:
         """Restore engine and state from a checkpoint directory.
 
         Raises CheckpointError when it belongs to another configuration or another number of policy ranks.

@@ -36,7 +36,9 @@ def convert_all(directory: Path) -> None:
 def _convert(work: Path, gguf: str, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     loaded = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf)
     config = loaded.config
