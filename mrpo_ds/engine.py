@@ -48,6 +48,7 @@ class DeepSpeedEngine:
         ranks = int(os.environ["WORLD_SIZE"])
         bf16 = scorer.head.weight.dtype == torch.bfloat16
         ds_config = training_ds_config(sharding, ranks, config.max_grad_norm, bf16)
+        _shard(scorer, ds_config, device)
         parameters = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
         self.scorer = scorer
         self.device = device
@@ -88,11 +89,13 @@ class DeepSpeedEngine:
         self._engine.load_checkpoint(str(directory), tag=tag)
 
 
-def shard_frozen(scorer: SequenceScorer, ranks: int) -> nn.Module:
+def shard_frozen(scorer: SequenceScorer, ranks: int, device: torch.device) -> nn.Module:
     """A reference whose parameters are sharded over the ranks of this world; call it in step on every rank."""
     config = frozen_ds_config(ranks, scorer.head.weight.dtype == torch.bfloat16)
+    _shard(scorer, config, device)
     engine: nn.Module = deepspeed.initialize(model=scorer, config=config, dist_init_required=False)[0]
-    return engine.eval()
+    engine.eval()  # DeepSpeed's own returns nothing
+    return engine
 
 
 def gathered(parameters: list[nn.Parameter]) -> Any:
@@ -103,6 +106,18 @@ def gathered(parameters: list[nn.Parameter]) -> Any:
 def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     """The shape of a parameter before it was sharded."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _shard(scorer: SequenceScorer, ds_config: dict[str, Any], device: torch.device) -> None:
+    """Shard a model that was loaded on the CPU, one parameter after the other.
+
+    deepspeed.initialize would first move all of it to the device, where a large model does not fit.
+    """
+    deepspeed.init_distributed()  # adopts the default group of this role's world
+    deepspeed.zero.Init(module=scorer, config_dict_or_path=ds_config, dtype=scorer.head.weight.dtype)
+    for module in scorer.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def _optimizer(parameters: list[nn.Parameter], config: OptimizationConfig, on_cpu: bool) -> torch.optim.Optimizer:

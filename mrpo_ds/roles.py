@@ -86,7 +86,6 @@ def _policy_engine(material: Material, world: World, report: Report) -> DeepSpee
     shapes = exported_shapes(scorer.model, full_shape)
     if world.is_leader:
         check_names(config.model.path, shapes, scorer.model)
-    scorer.to(world.device)
     engine = DeepSpeedEngine(scorer, read_ds_config(config.deepspeed), config.train, world.device)
     report("preflight", 0)
     row = first_row(material.splits["train"], speaker.renderer)
@@ -109,8 +108,9 @@ def _reference_scorer(config: ReferenceConfig, material: Material, world: World,
     report("load", 0)
     dtype = resolve_dtype(config.dtype, world.device)
     log(f"reference {config.name}: {config.path} in {_dtype_name(dtype)}")
-    scorer = load_scorer(config, dtype, trainable=False).to(world.device)
-    module = shard_frozen(scorer, world.size) if config.sharding == "zero3" else scorer
+    scorer = load_scorer(config, dtype, trainable=False)
+    sharded = config.sharding == "zero3"
+    module = shard_frozen(scorer, world.size, world.device) if sharded else scorer.to(world.device)
     forward = torch.no_grad()(partial(score, module))
     speaker = material.speakers[config.name]
     report("preflight", 0)

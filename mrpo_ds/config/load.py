@@ -2,20 +2,29 @@
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mrpo_ds import losses
-from mrpo_ds.config.schema import Config, LossConfig
+from mrpo_ds.config.schema import MISSING, Config, LossConfig
 from mrpo_ds.config.validate import validate
-from mrpo_ds.errors import ConfigError
+from mrpo_ds.errors import ConfigError, require
+from mrpo_ds.registry import load_by_file_name
 
+ALLOWED = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true | false",
+    dict[str, int]: "a mapping of names to whole numbers",
+}
+"""What a value of each type of the schema looks like in YAML, for messages."""
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
@@ -64,10 +73,12 @@ def _apply(tree: DictConfig, override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"override {override!r} is not key=value, for example train.learning_rate=1e-6.")
     try:
-        parsed = OmegaConf.from_dotlist([f"value={value}"])["value"]
-        OmegaConf.update(tree, key, parsed, merge=True, force_add=True)
-    except (OmegaConfBaseException, YAMLError, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"override {override!r} cannot be applied: {_first_line(error)}") from error
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+        OmegaConf.update(tree, key, cast(dict[str, Any], parsed)["value"], merge=True, force_add=True)
+    except IndexError as error:
+        raise ConfigError(f"override {override!r} names a list entry that the YAML does not have; add it there.") from error
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"override {override!r} cannot be applied: {' '.join(str(error).split())}") from error
 
 
 def _to_plain(tree: DictConfig) -> dict[str, Any]:
@@ -78,22 +89,18 @@ def _to_plain(tree: DictConfig) -> dict[str, Any]:
 
 
 def _build_loss(options: Any) -> LossConfig:
-    if not isinstance(options, dict) or "name" not in options:
-        raise ConfigError(
-            f"loss is {options!r}; allowed: a mapping with a name, for example {{name: mrpo, beta: 0.1}}."
-        )
+    named = isinstance(options, dict) and isinstance(options.get("name"), str)
+    require(named, "loss", options, "a mapping with a name, for example {name: mrpo, beta: 0.1}")
     options = dict(options)
-    name = str(options.pop("name"))
-    options_class, _ = losses.load(name)
+    name = options.pop("name")
+    # Found here and not by an import above: it brings torch, and most mistakes can be told a second earlier.
+    options_class = load_by_file_name("mrpo_ds.losses", name, "loss.name").Config
     return LossConfig(name=name, options=_build(options_class, options, "loss."))
 
 
 def _build(schema: type, values: dict[str, Any], prefix: str) -> object:
-    """An instance of a dataclass from plain values: unknown keys, then types, then missing ones, then ranges."""
-    for key, allowed in _unknown_keys(schema, values, prefix):
-        nearest = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"allowed: {', '.join(sorted(allowed))}."
-        raise ConfigError(f"{key}: unknown key; {hint}")
+    """An instance of a dataclass from plain values: unknown keys and types, then missing ones, then ranges."""
+    _check_section(schema, values, prefix)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), values)
         missing = sorted(OmegaConf.missing_keys(merged))
@@ -103,25 +110,47 @@ def _build(schema: type, values: dict[str, Any], prefix: str) -> object:
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
-        key = prefix + str(getattr(error, "full_key", None) or "")
-        raise ConfigError(f"{key}: {_first_line(error)}") from error
+        raise ConfigError(f"{prefix}{getattr(error, 'full_key', None) or ''}: {_first_line(error)}") from error
 
 
-def _unknown_keys(schema: type, values: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """(full key, allowed names) of every key of values that schema does not have, at any depth."""
-    if not isinstance(values, Mapping):
-        return
+def _check_section(schema: type, values: dict[str, Any], prefix: str) -> None:
+    """Raise ConfigError, with the full key, for the first key or type of values that schema does not have."""
     hints = get_type_hints(schema)
-    allowed = [item.name for item in fields(schema)]
+    defaults = OmegaConf.structured(schema)
     for key, value in values.items():
-        if key not in allowed:
-            yield f"{prefix}{key}", allowed
-        elif is_dataclass(hints[key]):
-            yield from _unknown_keys(cast(type, hints[key]), value, f"{prefix}{key}.")
-        elif get_origin(hints[key]) is list and isinstance(value, list):
-            for index, item in enumerate(value):
-                if is_dataclass(get_args(hints[key])[0]):
-                    yield from _unknown_keys(get_args(hints[key])[0], item, f"{prefix}{key}[{index}].")
+        if key not in hints:
+            nearest = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean '{nearest[0]}'?" if nearest else f"allowed: {', '.join(sorted(hints))}."
+            raise ConfigError(f"{prefix}{key}: unknown key; {hint}")
+        item = get_args(hints[key])[0] if get_origin(hints[key]) is list else None
+        if is_dataclass(hints[key]):
+            _check_mapping(hints[key], value, f"{prefix}{key}")
+        elif item is not None and is_dataclass(item):
+            require(isinstance(value, list), f"{prefix}{key}", value, f"a list of mappings ({_keys(item)})")
+            for index, entry in enumerate(value):
+                _check_mapping(item, entry, f"{prefix}{key}[{index}]")
+        else:
+            _check_value(defaults, hints[key], key, value, prefix)
+
+
+def _check_mapping(schema: Any, value: Any, key: str) -> None:
+    require(isinstance(value, dict), key, value, f"a mapping ({_keys(schema)})")
+    _check_section(schema, value, f"{key}.")
+
+
+def _check_value(defaults: DictConfig, hint: Any, key: str, value: Any, prefix: str) -> None:
+    if value == MISSING:
+        return
+    try:
+        OmegaConf.merge(defaults, {key: value})
+    except (OmegaConfBaseException, TypeError) as error:
+        choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        allowed = " or ".join("null" if kind is NoneType else ALLOWED.get(kind, str(kind)) for kind in choices)
+        raise ConfigError(f"{prefix}{key} is {value!r}; allowed: {allowed}.") from error
+
+
+def _keys(schema: Any) -> str:
+    return ", ".join(item.name for item in fields(schema))
 
 
 def _mask_secrets(value: Any) -> Any:

@@ -4,6 +4,7 @@ Ranges are checked in __post_init__ with the full key, the value, what is allowe
 What needs other files (data, models) or other sections (topology against batch sizes) is checked in check.py.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,7 @@ class ReferenceConfig:
             self.name,
             "letters, digits, '-', '_' and '.'",
         )
+        require(self.name != "policy", f"{key}.name", self.name, "any other name; that one is the trained model's")
         require_choice(f"{key}.dtype", self.dtype, DTYPES)
         require_choice(f"{key}.attention", self.attention, ATTENTIONS)
         require_choice(f"{key}.chat_template", self.chat_template, TEMPLATES)
@@ -97,7 +99,7 @@ class TopologyConfig:
             require(ranks >= 1, f"topology.references.{name}", ranks, ">= 1 rank")
         require_choice("topology.placement", self.placement, ("served", "colocated"))
         require(self.run_ahead >= 0, "topology.run_ahead", self.run_ahead, ">= 0 steps")
-        require(self.timeout_seconds > 0, "topology.timeout_seconds", self.timeout_seconds, "> 0 seconds")
+        require(0 < self.timeout_seconds < math.inf, "topology.timeout_seconds", self.timeout_seconds, "> 0 seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,8 @@ class SourceConfig:
     """Read only the first rows, >= 1, or null for all."""
 
     def __post_init__(self) -> None:
-        require(self.limit is None or self.limit >= 1, "data limit", self.limit, ">= 1 rows, or null")
+        key = f"limit of data source {self.source!r}"
+        require(self.limit is None or self.limit >= 1, key, self.limit, ">= 1 rows, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +176,7 @@ class OptimizationConfig:
     warmup_ratio: float = 0.1
     """Fraction of all steps over which the learning rate rises from 0, 0 to 1."""
     max_grad_norm: float = 1.0
-    """Clip the global gradient norm to this, > 0."""
+    """Clip the global gradient norm to this, > 0; inf never clips."""
     seed: int = 0
     """Seed of the data order, >= 0."""
 
@@ -184,11 +187,11 @@ class OptimizationConfig:
         require(self.micro_batch_tokens >= 1, "train.micro_batch_tokens", self.micro_batch_tokens, ">= 1 tokens")
         require(self.epochs >= 1, "train.epochs", self.epochs, ">= 1")
         require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, ">= 1, or null")
-        require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "> 0")
-        require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, ">= 0")
+        require(0 < self.learning_rate < math.inf, "train.learning_rate", self.learning_rate, "> 0")
+        require(0 <= self.weight_decay < math.inf, "train.weight_decay", self.weight_decay, ">= 0")
         for key in ("adam_beta1", "adam_beta2"):
             require(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "0 <= value < 1")
-        require(self.adam_epsilon > 0, "train.adam_epsilon", self.adam_epsilon, "> 0")
+        require(0 < self.adam_epsilon < math.inf, "train.adam_epsilon", self.adam_epsilon, "> 0")
         require_choice("train.scheduler", self.scheduler, ("linear", "cosine", "constant"))
         require(0 <= self.warmup_ratio <= 1, "train.warmup_ratio", self.warmup_ratio, "0 to 1")
         require(self.max_grad_norm > 0, "train.max_grad_norm", self.max_grad_norm, "> 0")

@@ -49,7 +49,7 @@ def _validate_batches(config: Config) -> None:
         "train.batch_size",
         size,
         f"a multiple of topology.policy ({policy})",
-        f"Use {max(policy, size - size % policy)} or {size + policy - size % policy}.",
+        f"Use {size - size % policy} or {size + policy - size % policy}." if size > policy else f"Use {policy}.",
     )
     micro = config.train.micro_batch_size
     share = size // policy
