@@ -1,6 +1,7 @@
 """Everything that can be known before a process group or a GPU: the check command, and the start of train."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,14 @@ def check_output_dir(run_dir: Path, resume: str) -> None:
     existing = run_dir
     while not existing.exists():
         existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    try:
+        # Permissions do not say everything (a read-only mount, a full quota, /proc), so try it and clean up.
+        os.rmdir(tempfile.mkdtemp(prefix=".mrpo-ds-", dir=existing))
+    except OSError as error:
         raise ConfigError(
-            f"output_dir is {str(run_dir)!r}, which cannot be written ({existing}); choose another place."
-        )
+            f"output_dir is {str(run_dir)!r}, which cannot be written ({existing}: {error.strerror}); choose another "
+            "place."
+        ) from error
 
 
 def _models(config: Config) -> list[tuple[str, AnyModelConfig]]:

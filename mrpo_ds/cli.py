@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_first_rank() -> bool:
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    """Whether this is global rank 0, or no launcher's process at all."""
+    rank = os.environ.get("RANK") if "WORLD_SIZE" in os.environ else None
+    return (rank or os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,19 +55,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     from mrpo_ds.config.load import load_config
+
+    config = load_config(options.config, options.overrides)
+    # Only now: what follows imports torch and transformers, and a misspelt key should not wait for them.
     from mrpo_ds.run import train
 
-    return train(load_config(options.config, options.overrides), options.config, options.overrides, options.resume)
+    return train(config, options.config, options.overrides, options.resume)
 
 
 def _check(options: argparse.Namespace) -> int:
+    from mrpo_ds.config.load import load_config
+
+    config = load_config(options.config, options.overrides)
     from mrpo_ds.accelerator import announce_cpu
     from mrpo_ds.check import check_run
-    from mrpo_ds.config.load import load_config
     from mrpo_ds.tracking import configure_console, log
 
     announce_cpu()
     configure_console(True)
-    check_run(load_config(options.config, options.overrides), options.resume)
+    check_run(config, options.resume)
     log("ok")
     return 0

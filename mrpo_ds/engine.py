@@ -27,7 +27,7 @@ class Engine(Protocol):
         """Accumulate the gradient of a scalar; last marks the last micro-batch of the step."""
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update, clear. Returns the gradient norm before clipping."""
+        """Clip, update, clear. Returns the gradient norm before clipping; not finite: the weights were left alone."""
 
     def score(self, batch: SequenceBatch) -> Tensor:
         """[N] summed log-probs without gradient."""

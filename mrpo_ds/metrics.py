@@ -1,5 +1,6 @@
 """Sums over the prompts of a step, kept on the device, reduced once over the policy's ranks."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -55,6 +56,18 @@ class Totals:
             f"the loss of step {step} is not finite; the weights were not updated. Rows: {'; '.join(rows[:5])}"
             + (f" and {len(rows) - 5} more." if len(rows) > 5 else ".")
             + " A lower train.learning_rate or train.max_grad_norm, or removing the rows, may help."
+        )
+
+
+def raise_if_gradient_not_finite(grad_norm: float, step: int) -> None:
+    """Raise NonFiniteError, on every rank alike, for a global gradient norm that is not finite.
+
+    DeepSpeed leaves the weights alone then and says nothing: unsaid, a run of skipped steps would look like training.
+    """
+    if not math.isfinite(grad_norm):
+        raise NonFiniteError(
+            f"the gradient of step {step} is not finite, though its loss is; the weights were not updated. A lower "
+            "train.learning_rate, or removing rows with extreme log-probs, may help."
         )
 
 

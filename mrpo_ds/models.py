@@ -85,10 +85,9 @@ def load_scorer(config: AnyModelConfig, dtype: torch.dtype, trainable: bool) -> 
         raise ConfigError(f"cannot load the model at {config.path!r}: {_first_line(error)}") from error
     _switch_off_dropout(model)
     model.requires_grad_(trainable)
-    model.train(trainable)
     if trainable and isinstance(config, ModelConfig) and config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return SequenceScorer(model)
+        _checkpoint_activations(model, config.path)
+    return SequenceScorer(model).train(trainable)
 
 
 def load_tokenizer(config: AnyModelConfig) -> Any:
@@ -150,6 +149,19 @@ def _after_head(model: Any) -> tuple[float, float | None]:
         scale /= config.logits_scaling
     softcap = getattr(config, "final_logit_softcapping", None)
     return scale, float(softcap) if softcap else None
+
+
+def _checkpoint_activations(model: Any, path: str) -> None:
+    """Recompute activations in backward. Raises ConfigError for a model that cannot."""
+    # transformers 5.23 gave it a new name, and warns about the old one on every rank
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(
+            f"model.gradient_checkpointing is True, but the model at {path!r} ({type(model).__name__}) cannot do it; "
+            "allowed: false."
+        ) from error
 
 
 def _switch_off_dropout(model: nn.Module) -> None:

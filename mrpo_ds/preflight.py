@@ -1,5 +1,6 @@
 """What must hold before the first step; a violation stops the run with what differed."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from mrpo_ds.data.batching import collate
 from mrpo_ds.data.rendering import Encoded, Renderer
-from mrpo_ds.errors import ReferenceError
+from mrpo_ds.errors import ConfigError
 from mrpo_ds.models import SequenceScorer
 from mrpo_ds.types import Example
 
@@ -21,7 +22,7 @@ def check_selected_logps(
 ) -> None:
     """Compare our log-probs of one row with those from the model's own logits (scale, soft cap, tied head, bias).
 
-    forward is the engine's scoring call. Raises ReferenceError naming the model and the two values.
+    forward is the engine's scoring call. Raises ConfigError naming the model and the two values.
     """
     row = _shorten(encoded)
     batch = collate([row], pad_id).to(device)
@@ -30,8 +31,13 @@ def check_selected_logps(
         logits = scorer.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     own = float(_sum_of(logits[0], batch.input_ids[0], batch.response_mask[0]))
     scored = int(batch.response_mask.sum())
+    if not math.isfinite(own):
+        raise ConfigError(
+            f"{name}: the model's own log-prob of a row of {scored} tokens is {own}; its weights are damaged, or its "
+            "dtype is too narrow for it."
+        )
     if not abs(ours - own) <= TOLERANCE_NATS.get(scorer.head.weight.dtype, 1e-3) * scored:
-        raise ReferenceError(
+        raise ConfigError(
             f"{name}: our log-prob of a row of {scored} tokens is {ours:.6f}, but the model's own logits give "
             f"{own:.6f}. This architecture changes its logits in a way that is not supported."
         )

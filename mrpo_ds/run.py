@@ -1,14 +1,19 @@
 """One process of a run, from the launcher's variables to its end; and the launcher, when there is none."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import traceback
+import time
 import warnings
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+
+import psutil
 
 from mrpo_ds.accelerator import announce_cpu
 from mrpo_ds.check import check_run
@@ -17,13 +22,15 @@ from mrpo_ds.config.schema import Config
 from mrpo_ds.distributed.heartbeat import Heartbeat
 from mrpo_ds.distributed.launch import Launch, read_launch
 from mrpo_ds.distributed.topology import build_topology, check_world_size
-from mrpo_ds.distributed.worlds import Rendezvous, leave, open_rendezvous, split
-from mrpo_ds.errors import ConfigError, MrpoError, ReferenceError
+from mrpo_ds.distributed.worlds import Rendezvous, World, leave, open_rendezvous, split
+from mrpo_ds.errors import ConfigError, MrpoError
 from mrpo_ds.material import prepare
 from mrpo_ds.tracking import configure_console, log
 
 RUN_AGAIN = 75
 """Exit code: stopped, with a checkpoint to go on from."""
+SESSION_SECONDS = 60.0
+"""How long the processes of a launcher that has left may take to end; the launcher itself kills after 30 s."""
 CHECKED = "MRPO_DS_CHECKED"
 """Set for the processes of a launcher that we start after a check of our own."""
 
@@ -43,34 +50,41 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
 
 
 def _run_process(config: Config, launch: Launch, resume: str) -> int:
-    rendezvous = open_rendezvous(launch, config.topology.timeout_seconds)
-    checkpoint = _agree(config, launch, rendezvous, resume)
-    world = split(build_topology(config), rendezvous, config.topology.share_gpus)
-    heartbeat = Heartbeat(world, config.topology.timeout_seconds, lambda: _failure_code(config))
+    timeout = config.topology.timeout_seconds
+    topology = build_topology(config)
+    rendezvous = open_rendezvous(launch, timeout)
+    heartbeat = Heartbeat(topology, rendezvous, timeout, lambda: _failure_code(config))
     heartbeat.start()
+    try:
+        heartbeat.phase("check")
+        checkpoint = _agree(config, launch, rendezvous, resume)
+    except MrpoError:
+        heartbeat.done()  # every rank knows of the refusal from the store, and the command line prints it
+        raise
+    except Exception as error:
+        heartbeat.end_because(error)
+    try:
+        _run_role(config, split(topology, rendezvous, config.topology.share_gpus), checkpoint, heartbeat.phase)
+        leave()
+    except Exception as error:  # whatever it is, do not leave the other ranks waiting
+        heartbeat.end_because(error)
+    heartbeat.done()
+    return 0
+
+
+def _run_role(config: Config, world: World, checkpoint: Path | None, report: Callable[[str, int], None]) -> None:
+    report("read the data", 0)
     # DeepSpeed calls collectives by names that newer torch versions deprecate: nothing that our users could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # Imported here: deepspeed takes seconds, and none of the messages above should wait for it.
     from mrpo_ds.roles import run_policy, run_reference
 
-    try:
-        heartbeat.phase("read the data")
-        material = prepare(config)
-        if world.role.is_policy:
-            run_policy(material, world, checkpoint, heartbeat.phase)
-        else:
-            first_step = read_state(checkpoint)["step"] if checkpoint else 0
-            run_reference(material, world, first_step, heartbeat.phase)
-        heartbeat.done()
-        leave()
-    except ReferenceError as error:
-        heartbeat.end_after_broken_bridge(str(error))
-    except MrpoError as error:
-        heartbeat.end_because(str(error), error.exit_code)
-    except Exception as error:  # a defect: show where, but do not leave the other ranks waiting
-        traceback.print_exc()
-        heartbeat.end_because(f"{type(error).__name__}: {error}")
-    return 0
+    material = prepare(config)
+    if world.role.is_policy:
+        run_policy(material, world, checkpoint, report)
+    else:
+        first_step = read_state(checkpoint)["step"] if checkpoint else 0
+        run_reference(material, world, first_step, report)
 
 
 def _agree(config: Config, launch: Launch, rendezvous: Rendezvous, resume: str) -> Path | None:
@@ -80,6 +94,10 @@ def _agree(config: Config, launch: Launch, rendezvous: Rendezvous, resume: str) 
     """
     store = rendezvous.store
     if launch.rank != 0:
+        try:
+            store.wait(["agreed"], timedelta(days=30))  # large data take long to check; the heartbeat watches rank 0
+        except RuntimeError as error:
+            raise ConfigError("global rank 0 left during the check; its message says why.") from error
         word = json.loads(store.get("agreed"))
         if word["error"]:
             raise ConfigError("global rank 0 refused the run; its message says why.")
@@ -107,12 +125,51 @@ def _start_launcher(config: Config, arguments: list[str]) -> int:
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     log(f"starting {ranks} processes with the deepspeed launcher ({build_topology(config).describe()})")
-    # A session of its own: the launcher is itself two processes, and a signal must reach both.
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: os.killpg(process.pid, received))
-    code = process.wait()
+    code = _run_in_session(command, environment)
     return code if code in (0, 1, 2, RUN_AGAIN) else _failure_code(config)
+
+
+def _run_in_session(command: list[str], environment: dict[str, str]) -> int:
+    """Run a launcher in a session of its own, end that as a whole when we are told to, and outlive it."""
+    started: list[int] = []
+    told: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        told.append(number)
+        for session in started:
+            # SIGTERM whatever came: the launcher is itself two processes, and dies of other signals without its ranks.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(session, signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, end)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    started.append(process.pid)
+    if told:
+        end(told[0], None)
+    code = process.wait()
+    _outlive(process.pid)
+    return code
+
+
+def _outlive(session: int) -> None:
+    """Wait until every process of a session has ended; the launcher's first process may die before its ranks."""
+    deadline = time.monotonic() + SESSION_SECONDS
+    while _is_alive(session):
+        if time.monotonic() > deadline:
+            log("processes of the run did not end in time and are killed")
+            os.killpg(session, signal.SIGKILL)
+        time.sleep(0.2)
+
+
+def _is_alive(session: int) -> bool:
+    """Whether a process of the session runs; a zombie that nobody reaps has ended."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def _failure_code(config: Config) -> int:

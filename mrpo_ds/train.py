@@ -13,7 +13,7 @@ from mrpo_ds.engine import Engine
 from mrpo_ds.evaluation.preferences import evaluate_preferences
 from mrpo_ds.learning_rate import learning_rate_at
 from mrpo_ds.memory import peak_memory_gib
-from mrpo_ds.metrics import Totals
+from mrpo_ds.metrics import Totals, raise_if_gradient_not_finite
 from mrpo_ds.objective import Objective
 from mrpo_ds.reference.client import ReferenceAnswer, ReferenceClient
 from mrpo_ds.tracking import Tracker, log, progress
@@ -27,7 +27,7 @@ def train_step(
 ) -> dict[str, float]:
     """One optimizer update from one global batch. Returns its metrics, the same on every rank.
 
-    Raises NonFiniteError on every rank, before the weights move, when the loss is not finite.
+    Raises NonFiniteError on every rank, before the weights move, when the loss or the gradient is not finite.
     """
     totals = Totals(objective.reference_names)
     scale = update.ranks / max(1, objective.num_valid(batch, reference))  # the engine averages over ranks
@@ -39,6 +39,7 @@ def train_step(
     metrics = totals.means()  # one all-reduce, before the weights move
     totals.raise_if_not_finite(metrics, update.step, batch.examples)
     grad_norm = engine.step(update.learning_rate)
+    raise_if_gradient_not_finite(grad_norm, update.step)
     return {**metrics, "grad_norm": grad_norm, "learning_rate": update.learning_rate}
 
 

@@ -24,6 +24,8 @@ def read_ds_config(path: str) -> dict[str, Any]:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"deepspeed is {path!r}, which does not exist; see ds_configs for examples.") from error
+    except OSError as error:
+        raise ConfigError(f"deepspeed is {path!r}, which cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"deepspeed is {path!r}, which is not JSON: {error}.") from error
     if not isinstance(values, dict):
@@ -31,7 +33,8 @@ def read_ds_config(path: str) -> dict[str, Any]:
     for key, owner in OWNED_KEYS.items():
         if key in values:
             raise ConfigError(f"{path}: {key!r} must not be set there; allowed: remove it and set {owner} instead.")
-    stage = values.get("zero_optimization", {}).get("stage", 0)
+    zero = values.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage != 3:
         raise ConfigError(f"{path}: zero_optimization.stage is {stage}; allowed: 3.")
     return values

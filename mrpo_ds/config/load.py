@@ -76,7 +76,9 @@ def _apply(tree: DictConfig, override: str) -> None:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
         OmegaConf.update(tree, key, cast(dict[str, Any], parsed)["value"], merge=True, force_add=True)
     except IndexError as error:
-        raise ConfigError(f"override {override!r} names a list entry that the YAML does not have; add it there.") from error
+        raise ConfigError(
+            f"override {override!r} names a list entry that the YAML does not have; add it there."
+        ) from error
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"override {override!r} cannot be applied: {' '.join(str(error).split())}") from error
 

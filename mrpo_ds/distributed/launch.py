@@ -30,12 +30,18 @@ def read_launch(env: Mapping[str, str]) -> Launch | None:
 
     Raises ConfigError when the variables contradict each other or are not numbers.
     """
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return _from_rank_variables(env)
+    launch = None
+    if "RANK" in env or "WORLD_SIZE" in env:
+        launch = _from_rank_variables(env)
     # srun sets SLURM_STEP_NUM_TASKS, a batch script does not; one task is an interactive shell, not a launch.
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return _from_slurm(env)
-    return None
+    elif _number(env, "SLURM_STEP_NUM_TASKS", "1") > 1:
+        launch = _from_slurm(env)
+    if launch is not None and launch.rank >= launch.world_size:
+        raise ConfigError(
+            f"the launcher says rank {launch.rank} of {launch.world_size} processes; allowed: ranks 0 to "
+            f"{launch.world_size - 1}. Unset RANK and WORLD_SIZE if they are left over from another run."
+        )
+    return launch
 
 
 def _from_rank_variables(env: Mapping[str, str]) -> Launch:
@@ -54,28 +60,28 @@ def _from_rank_variables(env: Mapping[str, str]) -> Launch:
 
 def _from_slurm(env: Mapping[str, str]) -> Launch:
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", "127.0.0.1")
-    job = int(env.get("SLURM_JOB_ID", "0"))
+    job = _number(env, "SLURM_JOB_ID", "0")
     return Launch(
         rank=_number(env, "SLURM_PROCID"),
         world_size=_number(env, "SLURM_STEP_NUM_TASKS"),
         local_rank=_number(env, "SLURM_LOCALID", "0"),
-        master_addr=env.get("MASTER_ADDR", first_host(nodes)),
-        # Two jobs of one node must not share a port; 20000-39999 stays below the ephemeral range's usual start.
-        master_port=_number(env, "MASTER_PORT", str(20000 + job % 20000)),
+        master_addr=env.get("MASTER_ADDR") or first_host(nodes),
+        # Two jobs of one node must not share a port; 20000-31999 stays below the ephemeral range, 32768 on Linux.
+        master_port=_number(env, "MASTER_PORT", str(20000 + job % 12000)),
         store_prefix=None,
     )
 
 
 def first_host(nodelist: str) -> str:
-    """First host of a Slurm node list: 'node[07-09,12],login' -> 'node07'."""
-    match = re.match(r"([^\[,]+)(?:\[(\d+))?", nodelist.strip())
+    """First host of a Slurm node list: 'node[07-09,12]-ib,login' -> 'node07-ib'."""
+    match = re.match(r"(?:[^\[\],\s]|\[\d[^\]]*\])+(?=,|$)", nodelist.strip())
     if match is None:
         raise ConfigError(f"SLURM_STEP_NODELIST is {nodelist!r}; set MASTER_ADDR to the first node's host name.")
-    return match.group(1) + (match.group(2) or "")
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match.group())
 
 
 def _number(env: Mapping[str, str], key: str, default: str | None = None) -> int:
     value = env.get(key, default)
-    if value is None or not value.isdigit():
+    if value is None or not value.isdecimal():
         raise ConfigError(f"environment variable {key} is {value!r}; allowed: a number >= 0, set by the launcher.")
     return int(value)

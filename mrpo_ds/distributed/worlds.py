@@ -5,6 +5,9 @@ rank-0 writes on the default group, and a sub-group of one big world hangs there
 addresses over one TCPStore, rewrites its launcher variables to its role's, and starts its role's default group.
 """
 
+# torch.distributed exports its stores and process groups without telling type checkers.
+# mypy: disable-error-code="attr-defined,name-defined"
+
 import os
 import socket
 from dataclasses import dataclass
@@ -16,6 +19,9 @@ import torch.distributed as dist
 from mrpo_ds.distributed.launch import Launch
 from mrpo_ds.distributed.topology import Role, Topology
 from mrpo_ds.errors import ConfigError
+
+ROLE_TIMEOUT_FACTOR = 3
+"""A policy rank waits for its leader while that one meets, then hears, the references: each may take the timeout."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class World:
 
     @property
     def is_leader(self) -> bool:
+        """Whether this rank stands for its role on the bridge."""
         return self.rank == 0
 
     @property
@@ -75,11 +82,11 @@ def split(topology: Topology, rendezvous: Rendezvous, share_gpus: bool) -> World
     role = topology.role_of(launch.rank)
     rank = launch.rank - role.first
     device = pick_device(launch.local_rank, share_gpus)
-    timeout = timedelta(seconds=rendezvous.timeout_seconds)
+    timeout = timedelta(seconds=ROLE_TIMEOUT_FACTOR * rendezvous.timeout_seconds)
 
     key = f"role/{role.name}"
     if rank == 0:
-        address = _own_address(launch)
+        address = own_address(launch)
         # Port 0: the system chooses, so no other job can have it and no one can take it in between.
         role_store = dist.TCPStore(address, 0, role.size, is_master=True, timeout=timeout, wait_for_workers=False)
         rendezvous.store.set(key, f"{address} {role_store.port}")
@@ -106,6 +113,16 @@ def leave() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def own_address(launch: Launch) -> str:
+    """This host's address on the network that leads to global rank 0, where the other ranks can reach it."""
+    _, _, _, _, main = socket.getaddrinfo(launch.master_addr, launch.master_port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(socket.AF_INET6 if ":" in str(main[0]) else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(main)  # UDP: chooses an interface, sends nothing
+        own = str(probe.getsockname()[0])
+    # On global rank 0's own host the way may be the loopback, which leads nowhere from elsewhere; its name does.
+    return launch.master_addr if own == main[0] or own.startswith("127.") else own
 
 
 def pick_device(local_rank: int, share_gpus: bool) -> torch.device:
@@ -153,10 +170,3 @@ def _client(launch: Launch, timeout_seconds: float) -> dist.Store:
 
 def _prefixed(launch: Launch, store: dist.Store) -> dist.Store:
     return dist.PrefixStore(launch.store_prefix or "mrpo_ds", store)
-
-
-def _own_address(launch: Launch) -> str:
-    """This host's address on the network that leads to global rank 0, where the other ranks can reach it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((launch.master_addr, launch.master_port))  # UDP: chooses an interface, sends nothing
-        return str(probe.getsockname()[0])

@@ -1,0 +1,247 @@
+"""The bridge between the role leaders: order, values, the bound on the run-ahead, and what a lost peer does."""
+
+import os
+import signal
+import time
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from mrpo_ds.distributed.bridge import Bridge, BrokenBridge
+from mrpo_ds.distributed.collectives import broadcast_from_leader, sum_over_ranks
+from mrpo_ds.distributed.launch import Launch
+from mrpo_ds.distributed.topology import Topology
+from mrpo_ds.distributed.worlds import World, leave, open_rendezvous, split
+from mrpo_ds.errors import ReferenceError
+from tests.distributed.harness import Ranks, everyone_left, make_topology, run_ranks, say
+
+
+def enter(topology: Topology, launch: Launch, timeout: float = 30) -> World:
+    return split(topology, open_rendezvous(launch, timeout), share_gpus=False)
+
+
+def finish(world: World) -> None:
+    leave()
+    everyone_left(world.topology, world.rendezvous.store, world.global_rank)
+
+
+# ---- order and values ------------------------------------------------------------------------------------------------
+
+
+def content(reference: int, message: int, size: int) -> torch.Tensor:
+    """What reference k answers in message t: numbers that float32 could not hold."""
+    return torch.arange(size, dtype=torch.float64) / 3 + 1e6 * reference + message / 7
+
+
+def exchange(topology: Topology, launch: Launch, sizes: list[int], run_ahead: int) -> list[bool]:
+    """Policy ranks: whether each message was right. References: send all, each at its own speed."""
+    world = enter(topology, launch)
+    bridge = Bridge(world) if world.is_leader else None
+    right = []
+    number = topology.roles.index(world.role) - 1
+    if world.role.is_policy:
+        stream = bridge.receive(sizes, run_ahead) if bridge else None
+        for message, size in enumerate(sizes):
+            received = next(stream) if stream else torch.empty(len(topology.roles) - 1, size, dtype=torch.float64)
+            received = broadcast_from_leader(received)
+            wanted = [content(k, message, size) for k in range(len(topology.roles) - 1)]
+            right.append(bool((received == torch.stack(wanted)).all()))
+    else:
+        for message, size in enumerate(sizes):
+            time.sleep(0.002 * number * (message % 3))
+            # A share of the answer from each rank, so that a rank out of step would spoil the sum.
+            answer = sum_over_ranks(content(number, message, size) if world.is_leader else torch.zeros(size).double())
+            if bridge:
+                bridge.send(answer)
+    finish(world)
+    return right
+
+
+@pytest.mark.parametrize(
+    ("topology", "run_ahead"),
+    [
+        (make_topology(2, a=2), 2),
+        (make_topology(1, a=1, b=2), 1),
+        (make_topology(1, a=1, b=1, c=1), 5),
+        (make_topology(1, a=1, b=1), 0),
+    ],
+    ids=["2 policy ranks, 1 reference of 2", "2 references, 1 of 2 ranks", "3 references", "no run-ahead"],
+)
+def test_every_message_arrives_whole_and_in_order(topology: Topology, run_ahead: int) -> None:
+    sizes = [(37 * message) % 1013 + 1 for message in range(60)] + [100_000, 1, 3]
+    results = run_ranks(exchange, topology, sizes, run_ahead)
+    for rank in topology.policy.ranks:
+        assert results[rank] == [True] * len(sizes)
+
+
+# ---- the run-ahead ---------------------------------------------------------------------------------------------------
+
+MESSAGES = 12
+
+
+def race(topology: Topology, launch: Launch, run_ahead: int) -> list[list[int]]:
+    """The policy: for each message it trains on, how many batches each reference has scored by then."""
+    world = enter(topology, launch)
+    store, name = world.rendezvous.store, world.role.name
+    bridge = Bridge(world)
+    seen = []
+    if world.role.is_policy:
+        for _ in bridge.receive([4] * MESSAGES, run_ahead):
+            time.sleep(0.1)  # the references score in no time: they get as far as they are let
+            seen.append([store.add(f"scored/{role.name}", 0) for role in topology.roles[1:]])
+    else:
+        for _ in range(MESSAGES):
+            store.add(f"scored/{name}", 1)
+            bridge.send(torch.zeros(4, dtype=torch.float64))
+    finish(world)
+    return seen
+
+
+@pytest.mark.parametrize("run_ahead", [0, 1, 3])
+def test_references_run_ahead_as_far_as_they_may_and_no_further(run_ahead: int) -> None:
+    seen = run_ranks(race, make_topology(1, a=1, b=1), run_ahead)[0]
+    ahead = [[scored - (message + 1) for scored in counts] for message, counts in enumerate(seen)]
+    assert max(max(counts) for counts in ahead) == run_ahead + 1
+    # Not only at the start: the policy's slot is refilled as soon as it takes a message.
+    middle = ahead[: MESSAGES - run_ahead - 1]
+    assert [min(counts) for counts in middle] == [run_ahead + 1] * len(middle)
+
+
+def wait_long(topology: Topology, launch: Launch) -> float:
+    """The policy evaluates for longer than the timeout before it takes the second message."""
+    world = enter(topology, launch, timeout=1.5)
+    bridge = Bridge(world)
+    started = time.monotonic()
+    if world.role.is_policy:
+        stream = bridge.receive([4] * 6, 2)
+        next(stream)
+        time.sleep(4)
+        assert len(list(stream)) == 5
+    else:
+        for _ in range(6):
+            bridge.send(torch.zeros(4, dtype=torch.float64))
+    waited = time.monotonic() - started
+    finish(world)
+    return waited
+
+
+def test_a_reference_waits_as_long_as_the_policy_is_busy() -> None:
+    assert min(run_ranks(wait_long, make_topology(1, a=1, b=1))) >= 4
+
+
+def grow(topology: Topology, launch: Launch) -> float:
+    """By how many MiB this process grows over 300 messages of 1 MiB."""
+    world = enter(topology, launch)
+    bridge = Bridge(world)
+    sizes = [1 << 17] * 320
+    stream = bridge.receive(sizes, 2) if world.role.is_policy else None
+    before = 0
+    for message, size in enumerate(sizes):
+        if stream:
+            next(stream)
+        else:
+            bridge.send(torch.ones(size, dtype=torch.float64))
+        if message == 20:
+            before = psutil.Process().memory_info().rss
+    growth = (psutil.Process().memory_info().rss - before) / 2**20
+    finish(world)
+    return growth
+
+
+def test_messages_leave_nothing_behind() -> None:
+    assert max(run_ranks(grow, make_topology(1, a=1))) < 30
+
+
+# ---- lost peers ------------------------------------------------------------------------------------------------------
+
+
+def lose(topology: Topology, launch: Launch, victim: int) -> tuple[str, float]:
+    """Exchange for ever; the victim is killed from outside. Returns what the others' bridge said and when."""
+    world = enter(topology, launch)
+    bridge = Bridge(world)
+    stream = bridge.receive([4] * 100_000, 1) if world.role.is_policy else None
+    for message in range(100_000):
+        try:
+            if stream:
+                next(stream)
+            else:
+                bridge.send(torch.zeros(4, dtype=torch.float64))
+        except ReferenceError as error:
+            return f"{type(error).__name__}: {error}", time.monotonic()
+        if message == 20:
+            say("going")
+        time.sleep(0.01)
+    raise AssertionError("the victim was not killed")
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2], ids=["policy", "ref/a", "ref/b"])
+def test_a_killed_peer_breaks_the_bridge_at_once(victim: int) -> None:
+    ranks = Ranks(lose, make_topology(1, a=1, b=1), victim)
+    ranks.wait_for("going", 0, 1, 2)
+    ranks.send_signal(signal.SIGKILL, victim)
+    killed = time.monotonic()
+    outcomes = ranks.finish()
+    assert outcomes.pop(victim).exit_code == -signal.SIGKILL
+    for outcome in outcomes.values():
+        message, when = outcome.result
+        assert message.startswith("BrokenBridge: the bridge between policy, ref/a, ref/b broke: ")
+        assert when - killed < 3
+
+
+def be_silent(topology: Topology, launch: Launch) -> tuple[str, float] | None:
+    """Reference b never answers; the policy's wait is bounded."""
+    world = enter(topology, launch, timeout=2)
+    bridge = Bridge(world)
+    if world.role.name == "ref/b":
+        time.sleep(4)
+        os._exit(0)
+    started = time.monotonic()
+    try:
+        if world.role.is_policy:
+            next(bridge.receive([4, 4], 1))
+        else:
+            bridge.send(torch.zeros(4, dtype=torch.float64))
+    except BrokenBridge as error:
+        return str(error), time.monotonic() - started
+    return None
+
+
+def test_no_answer_within_the_timeout_breaks_the_bridge() -> None:
+    message, waited = run_ranks(be_silent, make_topology(1, a=1, b=1))[0]
+    assert "no answer for 2 s (topology.timeout_seconds)" in message
+    assert 2 <= waited < 3
+
+
+def miss(topology: Topology, launch: Launch) -> str | None:
+    """Reference b loads for too long and does not come to the bridge."""
+    world = enter(topology, launch, timeout=2)
+    if world.role.name == "ref/b":
+        time.sleep(3)
+        return None
+    try:
+        Bridge(world)
+    except ReferenceError as error:
+        message = str(error)
+    time.sleep(2)  # rank 0 keeps the store
+    return message
+
+
+def test_who_does_not_come_to_the_bridge_is_named() -> None:
+    messages = run_ranks(miss, make_topology(1, a=1, b=1))
+    wanted = "ref/b did not come to the bridge within 2 s; if loading a model takes that long, raise"
+    assert all(str(message).startswith(wanted) for message in messages[:2])
+
+
+def idle(topology: Topology, launch: Launch) -> Any:
+    """Not used by the bridge: a leader that sends nothing costs nothing."""
+    world = enter(topology, launch)
+    bridge = Bridge(world)
+    if world.role.is_policy:
+        assert list(bridge.receive([], 2)) == []
+    finish(world)
+
+
+def test_no_messages_are_fine() -> None:
+    run_ranks(idle, make_topology(1, a=1))

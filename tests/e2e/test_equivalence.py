@@ -1,0 +1,123 @@
+"""Where and in which portions a step is computed changes nothing: one trajectory, whatever the sharding.
+
+Every run takes the same 10 steps over 17 rows, 8 a step: the third step of an epoch is a tail of one row, which leaves
+a second policy rank with nothing but filler.
+"""
+
+import json
+from copy import deepcopy
+from itertools import pairwise
+
+import pytest
+
+from tests.support import base_config, make_rows, write_jsonl
+
+STEPS, ROWS = 10, 17
+LOSS_TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def base(runs):
+    """K = 2, everything whole: served references, one policy rank, one micro-batch a step."""
+    config = base_config(runs.root)
+    source = write_jsonl(runs.root / "data" / "tail.jsonl", make_rows(ROWS))
+    config["data"]["train"] = [{"source": str(source)}]
+    config["train"] |= {"batch_size": 8, "micro_batch_size": 8, "epochs": 4, "max_steps": STEPS, "learning_rate": 3e-4}
+    return config
+
+
+@pytest.fixture(scope="module")
+def everything_sharded(runs):
+    """ZeRO-3 keeps small parameters whole on every rank, which is all of them here, unless told not to."""
+    path = runs.root / "zero3.json"
+    sharding = {"stage": 3, "stage3_param_persistence_threshold": 0, "reduce_bucket_size": 10_000}
+    path.write_text(json.dumps({"zero_optimization": sharding}))
+    return str(path)
+
+
+def colocated(config, _):
+    config["topology"] |= {"placement": "colocated"}
+
+
+def micro_batches_of_one(config, _):
+    config["topology"] |= {"placement": "colocated"}
+    config["train"]["micro_batch_size"] = 1
+
+
+def two_policy_ranks(config, sharding):
+    config["topology"] |= {"policy": 2}
+    config["train"]["micro_batch_size"] = 4
+    config["deepspeed"] = sharding
+    config["model"]["gradient_checkpointing"] = True
+
+
+def sharded_reference(config, _):
+    config["topology"] |= {"references": {"ref1": 2}, "run_ahead": 0}
+    config["references"][0]["sharding"] = "zero3"
+
+
+VARIANTS = [colocated, micro_batches_of_one, two_policy_ranks, sharded_reference]
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=lambda change: change.__name__)
+def pair(request, runs, base, everything_sharded):
+    """(the base run, a variant of it)."""
+    config = deepcopy(base)
+    request.param(config, everything_sharded)
+    return runs.train("base", base), runs.train(request.param.__name__, config)
+
+
+def values(run, name, rows="metrics"):
+    return [row[name] for row in getattr(run, rows)]
+
+
+def test_losses_are_the_same_at_every_step(pair):
+    ours, theirs = pair
+    assert len(ours.metrics) == STEPS
+    assert values(theirs, "loss") == pytest.approx(values(ours, "loss"), abs=LOSS_TOLERANCE)
+    assert values(theirs, "prompts") == values(ours, "prompts") == [8, 8, 1, 8, 8, 1, 8, 8, 1, 8]
+
+
+def test_differences_of_the_loss_have_no_direction(pair):
+    """Rounding goes both ways; a mean of means, or filler that counts a little, would push one way in small steps."""
+    ours, theirs = pair
+    differences = [b - a for a, b in zip(values(ours, "loss"), values(theirs, "loss"), strict=True)]
+    assert abs(sum(differences)) / STEPS <= LOSS_TOLERANCE / 10
+
+
+def test_gradients_and_log_probs_are_the_same(pair):
+    ours, theirs = pair
+    assert values(theirs, "grad_norm") == pytest.approx(values(ours, "grad_norm"), rel=1e-4)
+    for name in ("logps/chosen", "logps/rejected", "vref/logps/chosen", "vref/logps/rejected"):
+        assert values(theirs, name) == pytest.approx(values(ours, name), rel=1e-5)
+    for reference in ("ref1", "ref2"):
+        for name in ("logps/chosen", "logps/rejected", "weight", "clip_fraction"):
+            key = f"ref/{reference}/{name}"
+            assert values(theirs, key) == pytest.approx(values(ours, key), rel=1e-5, abs=1e-6)
+
+
+def test_held_out_numbers_are_the_same_before_and_after(pair):
+    ours, theirs = pair
+    for name in ("loss", "rewards/margins", "rewards/accuracies"):
+        assert values(theirs, name, "evals") == pytest.approx(values(ours, name, "evals"), abs=1e-4)
+
+
+def test_counts_and_schedules_are_the_same(pair):
+    ours, theirs = pair
+    for name in ("step", "num_tokens", "epoch", "learning_rate", "dropped"):
+        assert values(theirs, name) == values(ours, name)
+    assert all(earlier < later for earlier, later in pairwise(values(ours, "num_tokens")))
+
+
+def test_the_placement_of_whole_references_changes_no_bit(runs, base):
+    config = deepcopy(base)
+    colocated(config, None)
+    ours, theirs = runs.train("base", base), runs.train("colocated", config)
+    for name in ("loss", "grad_norm", "logps/chosen", "ref/ref2/logps/chosen", "ref/ref2/weight"):
+        assert values(theirs, name) == values(ours, name)
+
+
+def test_the_trajectory_is_worth_comparing(runs, base):
+    """It moves: the equalities above are not those of a model that stands still."""
+    losses = values(runs.train("base", base), "loss")
+    assert max(losses) - min(losses) > 0.05

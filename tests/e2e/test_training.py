@@ -1,0 +1,373 @@
+"""Whole runs: what they compute, what they leave behind, how they go on, and how they stop."""
+
+import json
+import math
+import re
+import shutil
+from copy import deepcopy
+from itertools import product
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mrpo_ds.losses import dpo, mrpo
+from mrpo_ds.types import ResponseLogps
+from tests.support import base_config, make_rows, mrpo_ds, write_config, write_jsonl
+
+LN_2 = math.log(2)
+
+
+@pytest.fixture(scope="module")
+def config(runs):
+    """(references, sections to change) -> a configuration."""
+
+    def build(references=2, **sections):
+        values = base_config(runs.root, references)
+        for section, settings in sections.items():
+            values[section] = settings if section == "loss" else {**values[section], **settings}
+        return values
+
+    return build
+
+
+def few_rows(runs, count):
+    return str(write_jsonl(runs.root / "data" / f"rows-{count}.jsonl", make_rows(count)))
+
+
+# ---- no reference, one, two, three -----------------------------------------------------------------------------------
+
+
+def simpo_run(runs, config, ranks):
+    """Without references there is nothing to serve: placement served has the policy's ranks only."""
+    settings = config(references=0, loss={"name": "simpo", "beta": 2.0, "gamma": 1.0}, topology={"policy": ranks})
+    return runs.train(f"simpo-{ranks}", settings)
+
+
+def test_no_reference_on_one_and_two_ranks(runs, config):
+    one, two = simpo_run(runs, config, 1), simpo_run(runs, config, 2)
+    losses = [[row["loss"] for row in run.metrics] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[0][-1] < losses[0][0]
+    assert not [name for row in one.metrics for name in row if name.startswith(("ref/", "vref/"))]
+    summary = json.loads((one.directory / "summary.json").read_text())
+    assert summary["references"] == [] and summary["loss"] == "simpo"
+
+
+@pytest.mark.parametrize("loss", ["dpo", "mrpo"])
+def test_a_loss_that_needs_references_says_so_before_anything_starts(runs, config, loss):
+    path = write_config(runs.root / "none.yaml", config(references=0, loss={"name": loss}))
+    run = mrpo_ds("train", str(path))
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert f"mrpo-ds: error: references is []; allowed: at least 1 for loss.name={loss}." in run.stderr
+
+
+def one_reference(runs, config, loss):
+    """Twelve steps on eight rows, all of them in every step: a policy of any use learns these by heart."""
+    data = {"train": [{"source": few_rows(runs, 8)}]}
+    train = {"max_steps": 12, "epochs": 12}
+    settings = config(1, loss=loss, data=data, train=train, topology={"placement": "colocated"})
+    return runs.train(loss["name"], settings)
+
+
+@pytest.fixture(scope="module")
+def dpo_run(runs, config):
+    return one_reference(runs, config, {"name": "dpo", "beta": 0.1})
+
+
+@pytest.fixture(scope="module")
+def mrpo_run(runs, config):
+    options = {"virtual_ref": "geometric", "weights": "uniform", "ctro": "fixed", "eps_max": 0.05}
+    return one_reference(runs, config, {"name": "mrpo", "beta": 0.1, **options})
+
+
+def test_dpo_starts_at_ln_2(dpo_run):
+    first = dpo_run.metrics[0]
+    assert first["loss"] == pytest.approx(LN_2, abs=1e-6)
+    assert first["logps/chosen"] == pytest.approx(first["ref/ref1/logps/chosen"], abs=1e-4)
+    assert dpo_run.evals[0]["step"] == 0 and dpo_run.evals[0]["loss"] == pytest.approx(LN_2, abs=1e-6)
+
+
+def test_an_overfittable_set_is_overfitted(dpo_run):
+    losses = [row["loss"] for row in dpo_run.metrics]
+    assert losses[-1] < 0.2 and sum(losses[6:]) < sum(losses[:6])
+    assert dpo_run.metrics[-1]["rewards/accuracies"] == 1.0
+    assert dpo_run.metrics[-1]["rewards/margins"] > dpo_run.metrics[1]["rewards/margins"] > 0
+
+
+def test_mrpo_with_one_reference_is_dpo(dpo_run, mrpo_run):
+    losses = [[row["loss"] for row in run.metrics] for run in (dpo_run, mrpo_run)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert {row["ref/ref1/weight"] for row in mrpo_run.metrics} == {1.0}
+
+
+def test_mrpo_with_one_reference_is_dpo_under_any_option():
+    torch.manual_seed(0)
+    policy, reference = -150 * torch.rand(2, 32, 2)
+    present = torch.ones(32, 2, dtype=torch.bool)
+    logps = ResponseLogps(policy, torch.full((32, 2), 9.0), reference[None], torch.full((1, 32, 2), 9.0), present)
+    expected = dpo.loss(logps, dpo.Config()).losses
+    choices = {
+        "virtual_ref": ["harmonic", "geometric", "arithmetic"],
+        "weights": ["arwc", "uniform", [1.0]],
+        "ctro": ["adaptive", "fixed", "none"],
+        "eps_norm": ["sum", "mean"],
+        "nonfinite": ["drop", "mask_ref"],
+    }
+    for values in product(*choices.values()):
+        options = dict(zip(choices, values, strict=True))
+        losses = mrpo.loss(logps, mrpo.Config(**options)).losses
+        torch.testing.assert_close(losses, expected, rtol=0, atol=1e-6, msg=str(options))
+
+
+# ---- the closed form, computed here and not by our ops ---------------------------------------------------------------
+
+
+def closed_form(policy, references, beta=0.1, eps_max=0.1):
+    """MRPO of one pair in plain floats: (loss, virtual reference). policy (w, l); references K x (w, l), nats.
+
+    eq. 10 weights, eq. 9 widths, eq. 8 clipping around the first, Prop. 1 harmonic mean, and the sigmoid of DPO.
+    """
+    gaps = [abs(chosen - rejected) for chosen, rejected in references]
+    weights = [gap / sum(gaps) for gap in gaps]
+    sizes = [abs(sum(reference[side] for reference in references)) for side in (0, 1)]
+    virtual = []
+    for side in (0, 1):
+        first = references[0][side]
+        eps = eps_max * sizes[side] / sum(sizes)
+        bounds = (1 + eps) * first, (1 - eps) * first
+        clipped = [first] + [min(max(reference[side], bounds[0]), bounds[1]) for reference in references[1:]]
+        lowest = min(clipped)  # taken out of the sum of exponentials, which would overflow
+        total = sum(a * math.exp(lowest - logp) for a, logp in zip(weights, clipped, strict=True) if a > 0)
+        virtual.append(lowest - math.log(total))
+    margin = beta * ((policy[0] - virtual[0]) - (policy[1] - virtual[1]))
+    return math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0), virtual
+
+
+def test_the_closed_form_of_this_test_gives_the_known_numbers():
+    loss, virtual = closed_form((-52.3, -61.7), [(-55.1, -60.2), (-48.9, -71.4)])
+    assert loss == pytest.approx(0.7045713105686730) and virtual == pytest.approx([-53.73894401, -63.36613623])
+
+
+@pytest.fixture(scope="module")
+def row_by_row(runs, config):
+    """Three references and one pair a step, so that the logged means are the numbers of that pair."""
+    train = {"batch_size": 1, "micro_batch_size": None, "max_steps": 6}
+    return runs.train("row-by-row", config(3, train=train, topology={"placement": "colocated"}))
+
+
+def pair_of(row, prefix):
+    return row[f"{prefix}/chosen"], row[f"{prefix}/rejected"]
+
+
+def test_mrpo_loss_is_the_closed_form_of_the_logged_log_probs(row_by_row):
+    for row in row_by_row.metrics:
+        references = [pair_of(row, f"ref/ref{k}/logps") for k in (1, 2, 3)]
+        loss, virtual = closed_form(pair_of(row, "logps"), references)
+        assert row["loss"] == pytest.approx(loss, abs=1e-5)
+        assert pair_of(row, "vref/logps") == pytest.approx(virtual, rel=1e-6)
+
+
+def test_mrpo_starts_at_the_closed_form_of_its_references_alone(row_by_row):
+    """The policy is RefM1 before the first update, so the loss follows from the references; it is not ln 2."""
+    first = row_by_row.metrics[0]
+    references = [pair_of(first, f"ref/ref{k}/logps") for k in (1, 2, 3)]
+    assert pair_of(first, "logps") == pytest.approx(references[0], abs=1e-4)
+    loss, _ = closed_form(references[0], references)
+    assert first["loss"] == pytest.approx(loss, abs=1e-5)
+    assert abs(first["loss"] - LN_2) > 1e-3
+
+
+# ---- what a run leaves behind ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full_config(runs, config):
+    """Two policy ranks with everything sharded, two served references, all that a run can write."""
+    sharding = runs.root / "zero3.json"
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    sharding.write_text(json.dumps({"zero_optimization": zero}))
+    values = config(
+        topology={"policy": 2},
+        train={"max_steps": 6, "micro_batch_size": 2},
+        checkpoint={"every_steps": 3, "keep": 2},
+        evaluate={"every_steps": 3},
+        tracking={"plots": True, "wandb": {"mode": "offline"}},
+    )
+    return {**values, "deepspeed": str(sharding)}
+
+
+@pytest.fixture(scope="module")
+def full(runs, full_config):
+    return runs.train("full", full_config)
+
+
+def test_the_run_directory_holds_everything(full):
+    names = {path.name for path in full.directory.iterdir()}
+    expected = {"config.yaml", "metrics.jsonl", "evals.jsonl", "checkpoints", "model", "summary.json", "plots", "wandb"}
+    assert names == expected
+    kept = sorted(path.name for path in (full.directory / "checkpoints").iterdir())
+    assert kept == ["step-00000003", "step-00000006"]
+    plots = {path.name for path in (full.directory / "plots").glob("*.png")}
+    assert {"loss.png", "margin.png", "accuracy.png", "logps.png"} <= plots
+    assert list((full.directory / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_the_written_configuration_is_the_one_of_the_run(full, full_config):
+    check = mrpo_ds("check", str(full.directory / "config.yaml"), f"output_dir={full.directory}-again")
+    assert check.returncode == 0, check.stderr
+    text = (full.directory / "config.yaml").read_text()
+    assert full_config["model"]["path"] in text and "virtual_ref: harmonic" in text  # defaults are written out too
+
+
+def test_metrics_have_the_names_that_the_field_uses(full):
+    shared = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen"}
+    shared |= {"logps/rejected", "vref/logps/chosen", "vref/logps/rejected"}
+    trained = {"step", "epoch", "num_tokens", "grad_norm", "learning_rate"}
+    trained |= {f"perf/{name}" for name in ("tokens_per_second", "seconds_per_step", "reference_wait_seconds")}
+    of_references = {"logps/chosen", "logps/rejected", "margin", "accuracy", "weight", "clip_fraction"}
+    telemetry = {"wait_seconds", "tokens_per_second"}
+    for reference in ("ref1", "ref2"):
+        shared |= {f"ref/{reference}/{name}" for name in of_references}
+        trained |= {f"ref/{reference}/{name}" for name in telemetry}
+    assert [row["step"] for row in full.metrics] == [1, 2, 3, 4, 5, 6]
+    for row in full.metrics:
+        assert shared | trained | {"perf/memory_gib"} <= row.keys()
+        assert all(math.isfinite(value) for value in row.values())
+    assert [row["step"] for row in full.evals] == [0, 3, 6]
+    assert all(shared <= row.keys() for row in full.evals)
+
+
+def test_the_summary_tells_what_training_did(full):
+    summary = json.loads((full.directory / "summary.json").read_text())
+    assert summary["steps"] == 6 and summary["references"] == ["ref1", "ref2"]
+    assert summary["tokens"] == full.metrics[-1]["num_tokens"]
+    before, after = summary["held_out"]["before"], summary["held_out"]["after"]
+    assert before["loss"] == full.evals[0]["loss"] and after["loss"] == full.evals[-1]["loss"] < before["loss"]
+    assert summary["data"]["train"]["kept"] == 40 and summary["data"]["eval"]["kept"] == 10
+    assert summary["data"]["train"]["dropped"] == {}
+
+
+def test_the_model_loads_with_transformers_and_speaks(full, full_config):
+    directory = full.directory / "model"
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    given = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    made = model.generate(**given, max_new_tokens=5, do_sample=False)
+    assert made.shape[1] > given["input_ids"].shape[1]
+    start = AutoTokenizer.from_pretrained(full_config["model"]["path"])
+    assert tokenizer.chat_template == start.chat_template and tokenizer.get_vocab() == start.get_vocab()
+
+
+def test_the_model_has_the_names_and_shapes_of_its_start_and_other_numbers(full, full_config):
+    start = load_file(f"{full_config['model']['path']}/model.safetensors")
+    trained = load_file(full.directory / "model" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in trained.items()} == {
+        name: tensor.shape for name, tensor in start.items()
+    }
+    assert all(trained[name].isfinite().all() and not torch.equal(trained[name], start[name]) for name in start)
+
+
+def test_the_exported_model_is_the_one_that_was_evaluated(full, config, runs):
+    """Its log-probs, by transformers alone, are the ones of the last row of evals.jsonl."""
+    directory = full.directory / "model"
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    total = 0.0
+    rows = make_rows(10, seed=100)
+    for row in rows:
+        turns = [{"role": "user", "content": row["prompt"]}]
+        given = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        answer = [*tokenizer(row["chosen"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        with torch.no_grad():
+            logps = model(torch.tensor([given + answer])).logits[0].log_softmax(-1)
+        total += float(logps[len(given) - 1 : -1].gather(1, torch.tensor(answer)[:, None]).sum())
+    assert full.evals[-1]["logps/chosen"] == pytest.approx(total / len(rows), rel=1e-5)
+
+
+def test_the_console_says_what_was_made_and_nothing_alarming(full):
+    assert f"made {full.directory / 'model'}" in full.process.stderr
+    assert "Traceback" not in full.process.stderr
+    assert "warning" not in full.process.stderr.lower(), full.process.stderr
+
+
+# ---- going on --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resumed(runs, full, full_config):
+    """The full run as if it had been killed in its sixth step, and then continued from step 3."""
+    directory = runs.root / "resumed"
+    shutil.copytree(full.directory, directory)
+    shutil.rmtree(directory / "checkpoints" / "step-00000006")
+    shutil.rmtree(directory / "model")
+    (directory / "summary.json").unlink()
+    lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_text("".join(lines[:5]) + lines[5][:40])  # torn in the middle of a row
+    return runs.train("resumed", full_config, "--resume", "auto")
+
+
+def of_the_clock(name):
+    return name.startswith("perf/") or re.fullmatch(r"ref/.*/(wait_seconds|tokens_per_second)", name)
+
+
+def test_a_resumed_run_continues_bit_for_bit(full, resumed):
+    assert f"resuming from {resumed.directory / 'checkpoints' / 'step-00000003'}" in resumed.process.stderr
+    for ours, theirs in ((full.metrics, resumed.metrics), (full.evals, resumed.evals)):
+        without_clock = [[{k: v for k, v in row.items() if not of_the_clock(k)} for row in r] for r in (ours, theirs)]
+        assert without_clock[0] == without_clock[1]
+
+
+def test_a_resumed_run_ends_in_the_same_weights(full, resumed):
+    ours, theirs = (load_file(run.directory / "model" / "model.safetensors") for run in (full, resumed))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_used_directory_is_not_trained_into_by_accident(runs, full, full_config):
+    path = write_config(runs.root / "again.yaml", {**full_config, "output_dir": str(full.directory)})
+    again = mrpo_ds("train", str(path))
+    assert again.returncode == 2 and "is already used" in again.stderr and "--resume auto" in again.stderr
+
+
+def test_a_checkpoint_of_other_settings_is_refused(runs, full, full_config):
+    changed = deepcopy(full_config)
+    changed["train"]["learning_rate"] = 1e-6
+    path = write_config(runs.root / "changed.yaml", {**changed, "output_dir": str(full.directory)})
+    again = mrpo_ds("train", str(path), "--resume", "auto")
+    assert again.returncode != 0 and "Traceback" not in again.stderr
+    assert "was written with other settings of model, references, loss, data or train" in again.stderr
+
+
+# ---- stopping --------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_rows(runs, config):
+    """A learning rate that throws the weights out of float32 in step 1, so that step 2 has no finite loss."""
+    train = {"learning_rate": 1e30, "warmup_ratio": 0.0, "max_grad_norm": 1e30}
+    settings = config(1, train=train, topology={"policy": 2}, checkpoint={"every_steps": 1})
+    run = runs.train("not-finite", settings, code=1)
+    assert "Traceback" not in run.process.stderr
+    assert re.search(
+        r"the loss of step 2 is not finite; the weights were not updated\. Rows: train:\d+ \(.*row \d+\): "
+        r"loss nan",
+        run.process.stderr,
+    ), run.process.stderr[-3000:]
+    assert [row["step"] for row in run.metrics] == [1]
+    assert not (run.directory / "model").exists()
+
+
+def test_a_reference_with_damaged_weights_is_named_before_the_first_step(runs, config):
+    settings = config(2)
+    broken = runs.root / "models" / "broken"
+    shutil.copytree(settings["references"][1]["path"], broken)
+    tensors = load_file(broken / "model.safetensors")
+    next(tensor for name, tensor in tensors.items() if name.endswith("norm.weight"))[0] = math.nan
+    from safetensors.torch import save_file
+
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    settings["references"][1]["path"] = str(broken)
+    run = runs.train("damaged", settings, code=2)
+    assert "reference ref2: the model's own log-prob of a row" in run.process.stderr
+    assert "Traceback" not in run.process.stderr

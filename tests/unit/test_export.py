@@ -1,0 +1,140 @@
+"""What export will write, before and after: names and shapes of the input, files as transformers reads them."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from mrpo_ds import export
+from mrpo_ds.config.schema import ModelConfig
+from mrpo_ds.errors import ConfigError
+from mrpo_ds.export import check_names, checkpoint_shapes, export_model, exported_shapes, plan_shards
+from mrpo_ds.models import load_scorer, load_tokenizer
+from tests.support import make_model
+
+
+def shape_of(parameter):
+    return tuple(parameter.shape)
+
+
+@pytest.fixture(params=["llama", "gemma3", "qwen2"])
+def source(request, tmp_path):
+    return make_model(tmp_path / "in" / request.param, request.param)
+
+
+def loaded(path):
+    return load_scorer(ModelConfig(path=str(path)), torch.float32, trainable=True).model
+
+
+def write(path, target):
+    model = loaded(path)
+    shapes = exported_shapes(model, shape_of)
+    tokenizer = load_tokenizer(ModelConfig(path=str(path)))
+    export_model(model, tokenizer, shapes, target, lambda parameters: nullcontext(), True)
+    return model
+
+
+def test_names_and_shapes_are_those_of_the_input(source):
+    model = loaded(source)
+    shapes = exported_shapes(model, shape_of)
+    assert shapes == checkpoint_shapes(str(source))  # a tied head stands once
+    check_names(str(source), shapes, model)
+
+
+def test_an_unchanged_model_comes_out_as_it_went_in(source, tmp_path):
+    write(source, tmp_path / "out")
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {path.name for path in source.iterdir()} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_several_files_load_as_one_model(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "SHARD_BYTES", 20_000)
+    model = write(source, tmp_path / "out")
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert checkpoint_shapes(str(tmp_path / "out")) == checkpoint_shapes(str(source))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
+
+
+def test_an_older_export_is_replaced_as_a_whole(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model-00001-of-00009.safetensors").write_text("old")
+    write(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "model-00001-of-00009.safetensors").exists()
+
+
+def test_a_checkpoint_with_other_names_is_refused_with_the_first_differences(source, tmp_path):
+    tensors = load_file(source / "model.safetensors")
+    renamed = {name.replace("_proj", "_p"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = loaded(source)
+    message = r"would not match the checkpoint .*_proj.weight: absent there, \(.*\) here; .* and \d+ more"
+    with pytest.raises(ConfigError, match=message):
+        check_names(str(tmp_path), exported_shapes(model, shape_of), model)
+
+
+def test_a_checkpoint_with_another_shape_is_refused(source, tmp_path):
+    tensors = load_file(source / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    tensors[name] = torch.zeros(3, 5)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = loaded(source)
+    with pytest.raises(ConfigError, match=r"q_proj.weight: \(3, 5\) there, \(32, 32\) here"):
+        check_names(str(tmp_path), exported_shapes(model, shape_of), model)
+
+
+def test_an_input_that_stores_its_tied_head_twice_is_accepted(tmp_path):
+    """Some checkpoints have lm_head.weight beside embed_tokens.weight although they are one; the export needs one."""
+    path = make_model(tmp_path / "llama")
+    tensors = load_file(path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    model = loaded(path)
+    check_names(str(path), exported_shapes(model, shape_of), model)
+
+
+def test_an_input_saved_from_the_bare_model_is_accepted(tmp_path):
+    """Names without the 'model.' prefix, as AutoModel.save_pretrained writes them."""
+    path = make_model(tmp_path / "llama")
+    tensors = load_file(path / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, path / "model.safetensors", metadata={"format": "pt"})
+    model = loaded(path)
+    check_names(str(path), exported_shapes(model, shape_of), model)
+
+
+def test_a_plan_keeps_the_order_and_fills_files_up_to_the_limit():
+    shapes = {"a": (10,), "b": (10,), "c": (100,), "d": (1,)}
+    assert plan_shards(shapes, limit_bytes=80, element_bytes=4) == [["a", "b"], ["c"], ["d"]]
+    assert plan_shards(shapes, limit_bytes=10_000, element_bytes=4) == [["a", "b", "c", "d"]]
+
+
+def test_the_index_says_which_file_has_which_tensor(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "SHARD_BYTES", 20_000)
+    write(source, tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    for name, file in index["weight_map"].items():
+        assert name in load_file(tmp_path / "out" / file)
+
+
+def test_sampling_settings_that_transformers_would_not_save_do_not_cost_the_export(tmp_path):
+    """Llama 2 and others ship a temperature with do_sample off; save_pretrained refuses that, after the training."""
+    path = make_model(tmp_path / "llama")
+    settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}
+    (path / "generation_config.json").write_text(json.dumps(settings))
+    write(path, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert {key: written.get(key) for key in ("temperature", "top_p", "eos_token_id")} == {
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "eos_token_id": 2,
+    }

@@ -1,0 +1,269 @@
+"""Arrows point down: who may import whom, and how large a file, a function or a signature may grow.
+
+The tables are the design's section 2 as data. A new module needs its line in MAY_IMPORT, after those that it uses.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "mrpo_ds"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# unit -> what it may import of mrpo_ds, besides itself. A unit is a module, or a package with all that is in it; the
+# longest name that fits counts. Units may only name units above them, so there is no cycle.
+MAY_IMPORT = {
+    "errors": "",
+    "types": "",
+    "accelerator": "",
+    "memory": "",
+    "registry": "errors",
+    "ops": "errors types registry",
+    "losses": "errors types registry ops",
+    "config.schema": "errors",
+    "config": "errors registry config.schema",  # the losses' options by file name, so that yaml needs no torch
+    "learning_rate": "config.schema",
+    "data": "errors types registry config.schema",
+    "distributed": "errors config.schema",
+    "tracking": "errors config.schema plots",
+    "plots": "errors tracking",
+    "reference": "errors types data distributed",
+    "models": "errors types ops config.schema",
+    "export": "errors",
+    "preflight": "errors types data models",
+    "engine": "errors types config config.schema models",
+    "checkpoint": "errors distributed tracking engine",
+    "metrics": "errors types data distributed",
+    "objective": "types losses config.schema data reference",
+    "evaluation": "errors types data engine metrics objective reference",
+    "material": "errors types config config.schema data models",
+    "check": "errors config config.schema data distributed.topology material models checkpoint tracking",
+    "train": "errors types config.schema learning_rate memory data distributed tracking reference engine checkpoint "
+    "metrics objective evaluation",
+    "roles": "errors types config config.schema memory data distributed tracking reference models export preflight "
+    "engine checkpoint metrics objective material train",
+    "run": "errors accelerator config.schema distributed tracking checkpoint material check roles",
+    "demo": "errors accelerator tracking",
+    "cli": "errors accelerator config tracking check run",
+    "__main__": "cli",
+}
+KNOWN_CYCLE = ("tracking", "plots")
+"""tracking draws the plots at the end, and plots reads the run with tracking's reader."""
+
+# Third-party package -> the units that may import it, at the top of a file or anywhere in it.
+ONLY_IN = {
+    "torch.distributed": "distributed",
+    "deepspeed": "engine",
+    "wandb": "tracking",
+    "matplotlib": "plots",
+    "numpy": "plots",
+    "tqdm": "tracking",
+    "omegaconf": "config",
+    "yaml": "config",
+    "psutil": "run",
+    "transformers": "models check export demo",
+    "safetensors": "export",
+    "datasets": "data",
+    "pyarrow": "data",
+    "jinja2": "data",
+    "torch": "accelerator memory types ops losses data distributed reference models export preflight engine metrics "
+    "objective evaluation check train roles demo",
+}
+
+
+def module_of(file: Path) -> str:
+    """'config.load' for mrpo_ds/config/load.py, 'losses' for mrpo_ds/losses/__init__.py, '' for mrpo_ds itself."""
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def within(name: str, unit: str) -> bool:
+    return name == unit or name.startswith(f"{unit}.")
+
+
+def unit_of(module: str) -> str | None:
+    return max((unit for unit in MAY_IMPORT if within(module, unit)), key=len, default=None)
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    for file in FILES:
+        yield file, ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, full name) of everything that a file imports, in functions too; 'a.b' for `from a import b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in ONLY_IN:
+            # `torch.distributed.barrier()` needs no import of its own once torch is there.
+            yield node.lineno, ast.unparse(node)
+
+
+def imports_of_ours() -> Iterator[tuple[str, str, str]]:
+    """Each import of ours as (place, importing module, imported name without the leading "mrpo_ds.")."""
+    for file, tree in trees():
+        for line, name in imported(tree):
+            if within(name, "mrpo_ds"):
+                yield f"{file.relative_to(PACKAGE.parent)}:{line}", module_of(file), name.removeprefix("mrpo_ds.")
+
+
+def test_every_module_has_its_line_in_the_table():
+    without = [module for file in FILES if (module := module_of(file)) and unit_of(module) is None]
+    packages = {unit.partition(".")[0] for unit in MAY_IMPORT}
+    assert not [module for module in without if module not in packages], "add them to MAY_IMPORT"
+
+
+def test_the_table_has_no_units_that_are_gone():
+    modules = {module_of(file) for file in FILES}
+    assert not set(MAY_IMPORT) - modules
+    used = {unit for units in (*MAY_IMPORT.values(), *ONLY_IN.values()) for unit in units.split()}
+    assert not used - modules
+
+
+def test_the_table_itself_points_down():
+    above: set[str] = set()
+    for unit, allowed in MAY_IMPORT.items():
+        for name in allowed.split():
+            known = any(within(name, other) for other in above)
+            assert known or (unit, name) == KNOWN_CYCLE, f"{unit} may import {name}, which stands below it"
+        above.add(unit)
+
+
+def test_every_import_of_ours_is_allowed_by_the_table():
+    wrong = []
+    for place, module, name in imports_of_ours():
+        unit = unit_of(module)
+        assert unit is not None, module
+        allowed = [unit, *MAY_IMPORT[unit].split()]
+        if unit_of(name) not in allowed and not any(within(name, other) for other in allowed if "." in other):
+            wrong.append(f"{place}: {module} imports {name}; allowed: {MAY_IMPORT[unit] or 'nothing'}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_private_names_stay_in_their_package():
+    wrong = [
+        f"{place}: {module} imports {name}"
+        for place, module, name in imports_of_ours()
+        if any(part.startswith("_") for part in name.split(".")) and not within(module, name.partition(".")[0])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_third_party_packages_are_imported_where_the_table_says():
+    wrong = []
+    for file, tree in trees():
+        for line, name in imported(tree):
+            top = name.partition(".")[0]
+            if top == "mrpo_ds" or top in sys.stdlib_module_names:
+                continue
+            package = max((key for key in ONLY_IN if within(name, key)), key=len, default=None)
+            allowed = ONLY_IN[package].split() if package else []
+            if unit_of(module_of(file)) not in allowed:
+                wrong.append(f"{file.name}:{line} imports {name}; allowed in: {', '.join(allowed) or 'no file'}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import torch.distributed as dist", ["torch.distributed"]),
+        ("from torch import distributed", ["torch.distributed"]),
+        ("from torch.distributed import barrier", ["torch.distributed.barrier"]),
+        ("import torch\ndef f():\n    torch.distributed.barrier()", ["torch", "torch.distributed"]),
+        ("def f():\n    import wandb", ["wandb"]),
+        ("from mrpo_ds import engine", ["mrpo_ds.engine"]),
+    ],
+)
+def test_the_walk_sees_every_way_to_import(source, expected):
+    assert sorted(name for _, name in imported(ast.parse(source))) == expected
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def test_init_files_are_empty_except_the_losses():
+    full = [
+        module_of(file) for file in FILES if file.name == "__init__.py" and file.read_text(encoding="utf-8").strip()
+    ]
+    assert full == ["losses"]
+
+
+def test_no_file_is_longer_than_400_lines():
+    lengths = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert not {name: length for name, length in lengths.items() if length > 400}
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for file, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{file.relative_to(PACKAGE)}:{node.lineno} {node.name}", node
+
+
+def test_no_function_is_longer_than_60_lines():
+    lengths = {place: (node.end_lineno or 0) - node.lineno + 1 for place, node in functions()}
+    assert not {place: length for place, length in lengths.items() if length > 60}
+
+
+def test_no_function_has_more_than_7_parameters():
+    def count(arguments: ast.arguments) -> int:
+        names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        names += [argument.arg for argument in (arguments.vararg, arguments.kwarg) if argument]
+        return len(names) - (names[:1] in (["self"], ["cls"]))
+
+    counts = {place: count(node.args) for place, node in functions()}
+    assert not {place: number for place, number in counts.items() if number > 7}
+
+
+def test_the_sources_are_ascii_of_at_most_120_columns():
+    wrong = [
+        f"{file.name}:{number}"
+        for file in FILES
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > 120 or not line.isascii()
+    ]
+    assert not wrong
+
+
+# ---- what an import really brings ------------------------------------------------------------------------------------
+
+
+def brought_by(program: str) -> set[str]:
+    """The packages of ONLY_IN in a new interpreter after a program."""
+    ending = f"\nimport sys\nprint(*(name for name in {sorted(ONLY_IN)} if name in sys.modules))"
+    run = [sys.executable, "-c", program + ending]
+    answer = subprocess.run(run, cwd=PACKAGE.parent, capture_output=True, text=True, check=True, timeout=120)
+    return set(answer.stdout.split())
+
+
+def test_the_command_line_starts_without_any_heavy_package():
+    assert brought_by("import mrpo_ds.cli\nmrpo_ds.cli._parser()") == set()
+
+
+def test_loading_a_configuration_brings_no_model_or_engine_code():
+    brought = brought_by(
+        "from mrpo_ds.config.load import load_config\nload_config('launch/configs/quickstart.yaml')",
+    )
+    assert not brought & {"deepspeed", "wandb", "transformers", "datasets", "matplotlib"}
+
+
+def test_the_checks_before_a_run_do_not_wait_for_deepspeed_or_wandb():
+    assert not brought_by("import mrpo_ds.check, mrpo_ds.run, mrpo_ds.tracking") & {
+        "deepspeed",
+        "wandb",
+        "transformers",
+    }
+
+
+def test_the_losses_need_torch_and_nothing_else():
+    program = "from mrpo_ds.registry import load_by_file_name as load, names\n"
+    program += "for name in names('mrpo_ds.losses'): load('mrpo_ds.losses', name, 'loss.name')"
+    assert brought_by(program) <= {"torch", "torch.distributed", "numpy", "tqdm"}, "torch itself brings the others"

@@ -1,0 +1,145 @@
+"""One optimizer step with an engine of plain torch: the denominator is exact, and nothing moves after a bad number."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mrpo_ds.config.load import load_config
+from mrpo_ds.data.micro import PolicyBatcher
+from mrpo_ds.data.plan import Batch
+from mrpo_ds.errors import NonFiniteError
+from mrpo_ds.material import prepare
+from mrpo_ds.models import load_scorer, score
+from mrpo_ds.objective import Objective
+from mrpo_ds.reference.client import ReferenceAnswer
+from mrpo_ds.train import Update, train_step
+from tests.support import base_config, world_of_one, write_config
+
+CPU = torch.device("cpu")
+BATCH = Batch("train", 0, tuple(range(7)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world():
+    with world_of_one():
+        yield
+
+
+class PlainEngine:
+    """The policy without DeepSpeed: what every engine must amount to."""
+
+    device = CPU
+
+    def __init__(self, config, ranks=1):
+        self.scorer = load_scorer(config.model, torch.float32, trainable=True)
+        self.ranks = ranks
+        self.steps = []
+        self.grad_norm = None
+        """Said instead of the true one when set."""
+
+    def forward(self, batch):
+        return score(self.scorer, batch)
+
+    def backward(self, loss, last):
+        (loss / self.ranks).backward()  # as an engine that averages the ranks' gradients
+
+    def step(self, learning_rate):
+        self.steps.append(learning_rate)
+        true = torch.nn.utils.get_total_norm([parameter.grad for parameter in self.scorer.model.parameters()])
+        return float(true) if self.grad_norm is None else self.grad_norm
+
+    def gradient(self):
+        return torch.cat([parameter.grad.flatten() for parameter in self.scorer.model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    root = tmp_path_factory.mktemp("train")
+    return prepare(load_config(str(write_config(root / "config.yaml", base_config(root)))))
+
+
+@pytest.fixture(scope="module")
+def objective(material):
+    return Objective.from_config(material.config)
+
+
+def batch_of(material, rank=0, size=1, **limits):
+    policy = material.speakers["policy"]
+    limits = replace(material.config.train, **{"micro_batch_size": None, **limits})
+    return PolicyBatcher(material.splits, policy.renderer, policy.pad_id, limits, rank, size, CPU).build(BATCH)
+
+
+def answer_of(invalid=()):
+    """What two references might say of the batch; the rows named invalid hold a NaN."""
+    generator = torch.Generator().manual_seed(0)
+    logps = -40 - 20 * torch.rand(2, len(BATCH.ids), 2, generator=generator)
+    for row in invalid:
+        logps[1, row, 0] = torch.nan
+    nothing = [0.0, 0.0]
+    return ReferenceAnswer(logps, torch.full(logps.shape, 9.0), 0.0, nothing, nothing, nothing)
+
+
+UPDATE = Update(step=3, learning_rate=0.5, ranks=1)
+
+
+def whole_batch_gradient(material, objective, answer):
+    """Of the mean loss over the valid prompts, in one forward and one backward."""
+    engine = PlainEngine(material.config)
+    batch = batch_of(material)
+    (micro,) = batch.micros
+    _, output = objective.apply(batch, micro, engine.forward(micro.sequences), answer)
+    output.losses[output.valid].mean().backward()
+    return engine.gradient(), output.losses[output.valid].mean().item()
+
+
+@pytest.mark.parametrize("invalid", [(), (2, 5)], ids=["all valid", "two invalid"])
+@pytest.mark.parametrize("limits", [{}, {"micro_batch_size": 1}, {"micro_batch_size": 3}, {"micro_batch_tokens": 400}])
+def test_micro_batches_add_up_to_the_mean_over_the_valid_prompts(material, objective, limits, invalid):
+    answer = answer_of(invalid)
+    gradient, loss = whole_batch_gradient(material, objective, answer)
+    engine = PlainEngine(material.config)
+    metrics = train_step(engine, objective, batch_of(material, **limits), answer, UPDATE)
+    torch.testing.assert_close(engine.gradient(), gradient, rtol=1e-4, atol=1e-5)
+    assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
+    assert (metrics["prompts"], metrics["dropped"]) == (7 - len(invalid), len(invalid))
+    assert metrics["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-4)
+    assert (metrics["learning_rate"], engine.steps) == (0.5, [0.5])
+
+
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_ranks_add_up_to_the_same_gradient_and_filler_to_nothing(material, objective, size):
+    """Nine ranks share seven prompts, so two of them have filler only."""
+    answer = answer_of(invalid=(4,))
+    gradient, _ = whole_batch_gradient(material, objective, answer)
+    total, counted = 0, 0
+    for rank in range(size):
+        engine = PlainEngine(material.config, ranks=size)
+        share = batch_of(material, rank, size, micro_batch_size=1)
+        metrics = train_step(engine, objective, share, answer, replace(UPDATE, ranks=size))
+        total = total + engine.gradient()
+        counted += metrics["prompts"]
+    torch.testing.assert_close(total, gradient, rtol=1e-4, atol=1e-5)
+    assert counted == 6
+
+
+def test_a_batch_without_a_usable_prompt_moves_nothing_and_divides_by_nothing(material, objective):
+    engine = PlainEngine(material.config)
+    metrics = train_step(engine, objective, batch_of(material), answer_of(invalid=range(7)), UPDATE)
+    assert (metrics["loss"], metrics["prompts"], metrics["dropped"], metrics["grad_norm"]) == (0.0, 0.0, 7.0, 0.0)
+
+
+def test_a_policy_that_is_not_finite_stops_before_the_update(material, objective):
+    engine = PlainEngine(material.config)
+    with torch.no_grad():
+        engine.scorer.model.model.norm.weight[0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"the loss of step 3 is not finite.*train:1 .*train\.jsonl row 1"):
+        train_step(engine, objective, batch_of(material), answer_of(), UPDATE)
+    assert engine.steps == []
+
+
+def test_a_gradient_that_is_not_finite_is_not_passed_over(material, objective):
+    engine = PlainEngine(material.config)
+    engine.grad_norm = float("inf")
+    with pytest.raises(NonFiniteError, match="the gradient of step 3 is not finite"):
+        train_step(engine, objective, batch_of(material), answer_of(), UPDATE)
