@@ -15,7 +15,7 @@ from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.distributed.topology import build_topology
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.material import POLICY, Material, prepare
-from mrpo_ds.models import AnyModelConfig, load_model_config, resolve_dtype
+from mrpo_ds.models import AnyModelConfig, check_path, load_model_config, resolve_dtype
 from mrpo_ds.tracking import log
 
 
@@ -26,6 +26,8 @@ def check_run(config: Config, resume: str = "none") -> Material:
     """
     read_ds_config(config.deepspeed)
     check_output_dir(Path(config.output_dir), resume)
+    for _, model in _models(config):
+        check_path(model)  # all of them before transformers is imported for the first
     model_configs = {name: load_model_config(model) for name, model in _models(config)}
     material = prepare(config)
     _report_data(material, model_configs)

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_first_rank() -> bool:
     """Whether this is global rank 0, or no launcher's process at all."""
-    rank = os.environ.get("RANK") if "WORLD_SIZE" in os.environ else None
+    rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE") else None
     return (rank or os.environ.get("SLURM_PROCID", "0")) == "0"
 
 

@@ -7,10 +7,9 @@ from mrpo_ds.errors import require
 from mrpo_ds.registry import load_by_file_name
 
 
-def validate(config: Config) -> None:
-    """Raise ConfigError for the first combination that could not run."""
+def validate_sections(config: Config) -> None:
+    """Raise ConfigError for the first combination that could not run, whatever the loss."""
     _validate_references(config)
-    _validate_loss(config)
     _validate_batches(config)
 
 
@@ -22,7 +21,8 @@ def _validate_references(config: Config) -> None:
         require(name in names, "topology.references", name, f"names of references ({', '.join(names) or 'none'})")
 
 
-def _validate_loss(config: Config) -> None:
+def validate_loss(config: Config) -> None:
+    """Raise ConfigError when the loss cannot work with the references or the view of the data."""
     module = load_by_file_name("mrpo_ds.losses", config.loss.name, "loss.name")
     needed = module.MIN_REFERENCES
     require(

@@ -276,6 +276,7 @@ class _Judge:
             return
         self._lines[rank] = line
         self._selector.register(line.socket, selectors.EVENT_READ, rank)
+        line.send(asdict(self._peers[0].word or Word(socket.gethostname())))  # it shall know whom it lost, if it does
         for word in words[1:] if words else []:
             self._take_word(rank, Word(**word), now)
 

@@ -150,7 +150,7 @@ def hold_the_lock(topology: Topology, launch: Launch, who: int, seconds: float, 
 
 @pytest.mark.parametrize("who", [0, 2])
 def test_holding_the_interpreter_lock_is_no_death(who: int) -> None:
-    outcomes = Ranks(hold_the_lock, TOPOLOGY, who, 6.0, 20.0).finish()
+    outcomes = Ranks(hold_the_lock, TOPOLOGY, who, 3.0, 20.0).finish()
     assert [outcome.exit_code for outcome in outcomes.values()] == [0, 0, 0]
     assert errors(outcomes) == []
 
@@ -167,10 +167,10 @@ def test_a_signal_while_a_rank_loads_does_not_blame_that_rank() -> None:
 
 
 def test_a_run_that_was_suspended_as_a_whole_goes_on() -> None:
-    ranks, _ = start_and(signal.SIGSTOP, 0, 1, 2, timeout=5)
-    time.sleep(7)
+    ranks, _ = start_and(signal.SIGSTOP, 0, 1, 2, timeout=4)
+    time.sleep(5)
     ranks.send_signal(signal.SIGCONT, 0, 1, 2)
-    time.sleep(3)
+    time.sleep(1.5)
     ranks.send_signal(signal.SIGTERM, 0, 1, 2)
     assert errors(ranks.finish()) == [f"{ERROR}stopped by SIGTERM at step 5 in phase 'work'"]
 

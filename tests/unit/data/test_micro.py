@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support import bpe_tokenizer
 
 from mrpo_ds.config.schema import OptimizationConfig
 from mrpo_ds.data.micro import PolicyBatcher
 from mrpo_ds.data.plan import Batch
 from mrpo_ds.data.rendering import Renderer
 from mrpo_ds.types import Example, Message
+from tests.support import bpe_tokenizer
 
 TOKENIZER = bpe_tokenizer()
 RENDERER = Renderer(TOKENIZER, "policy", "auto", True)
