@@ -105,10 +105,16 @@ def load_tokenizer(config: AnyModelConfig) -> Any:
 
 
 def load_model_config(config: AnyModelConfig) -> Any:
-    """A model's transformers config, without weights. Raises ConfigError when the path has none."""
+    """A model's transformers config, without weights. Raises ConfigError when the path has none, or no weights."""
     from transformers import AutoConfig
 
     check_path(config)
+    path = Path(config.path)
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise ConfigError(
+            f"model path {config.path!r} has no *.safetensors; other formats are not read, because they can hold code. "
+            "Save the model once with save_pretrained."
+        )
     try:
         return AutoConfig.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -118,8 +124,10 @@ def load_model_config(config: AnyModelConfig) -> Any:
 def check_path(config: AnyModelConfig) -> None:
     """Raise ConfigError for a path that is clearly meant to be local and does not exist."""
     path = Path(config.path)
-    looks_local = path.is_absolute() or config.path.startswith((".", "~")) or config.path.count("/") != 1
-    if looks_local and not path.expanduser().is_dir():
+    parts = path.parts
+    # 'org/name' may be a Hub id, unless there is a folder of that name here: then it is a misspelt path.
+    looks_local = path.is_absolute() or config.path.startswith((".", "~")) or len(parts) != 2 or Path(parts[0]).is_dir()
+    if looks_local and not path.is_dir():
         raise ConfigError(
             f"model path {config.path!r} does not exist; allowed: a directory with config.json and safetensors, or a "
             "Hub id such as 'org/name'."

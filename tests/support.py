@@ -186,13 +186,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def command(arguments: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a real command line of the project with this interpreter, one thread a process."""
+def command_environment(**environment: str) -> dict[str, str]:
+    """The environment of a real command: one thread a process, no launcher's variables."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), **environment}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        env.pop(name, None)
+        if name not in environment:
+            env.pop(name, None)
+    return env
+
+
+def command(arguments: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a real command line of the project with this interpreter, one thread a process."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=command_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 
@@ -203,3 +215,12 @@ def mrpo_ds(*arguments: str, timeout: float = 300, **environment: str) -> subpro
 
 def read_metrics(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / name).read_text(encoding="utf-8").splitlines()]
+
+
+def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a metrics file without what the clock and the machine decide: the rest must repeat to the bit."""
+    ends = ("/wait_seconds", "/tokens_per_second")
+    return [
+        {name: value for name, value in row.items() if not name.startswith("perf/") and not name.endswith(ends)}
+        for row in rows
+    ]

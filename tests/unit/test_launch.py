@@ -80,7 +80,7 @@ def test_srun_takes_an_address_and_a_port_that_the_script_exports():
 
 def test_every_rank_of_a_job_computes_the_same_port_below_the_ephemeral_range():
     ports = set()
-    for job in (0, 1, 11999, 12000, 4294967295):
+    for job in (0, 1, 11999, 12000, 19999, 4294967295):
         seen = {read_launch({**SRUN, "SLURM_JOB_ID": str(job), "SLURM_PROCID": str(r)}).master_port for r in range(8)}
         assert len(seen) == 1
         ports |= seen

@@ -91,6 +91,10 @@ CONFLICTS = [
         ["train.batch_size=16", "topology.policy=2", "train.micro_batch_size=3"],
         "train.micro_batch_size is 3; allowed: a divisor of train.batch_size / topology.policy = 16 / 2 = 8.",
     ),
+    (
+        ["train.batch_size=16", "topology.policy=2", "train.micro_batch_size=16"],
+        "train.micro_batch_size is 16; allowed: a divisor of train.batch_size / topology.policy = 16 / 2 = 8.",
+    ),
     (["data.train=[]"], "data.train is []; allowed: at least one source."),
     (
         ["references.1.name=one"],
