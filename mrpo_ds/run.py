@@ -149,27 +149,30 @@ def _run_in_session(command: list[str], environment: dict[str, str]) -> int:
     if told:
         end(told[0], None)
     code = process.wait()
-    _outlive(process.pid)
+    if code:
+        _end_session(process.pid)
     return code
 
 
-def _outlive(session: int) -> None:
-    """Wait until every process of a session has ended; the launcher's first process may die before its ranks."""
+def _end_session(session: int) -> None:
+    """Wait until every process of a session has ended: the launcher's first one may die long before its ranks."""
     deadline = time.monotonic() + SESSION_SECONDS
-    while _is_alive(session):
-        if time.monotonic() > deadline:
-            log("processes of the run did not end in time and are killed")
-            os.killpg(session, signal.SIGKILL)
+    while (left := _alive(session)) and time.monotonic() < deadline:
         time.sleep(0.2)
+    for process in left:
+        log(f"process {process.pid} of the run does not end, and is killed")
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
-def _is_alive(session: int) -> bool:
-    """Whether a process of the session runs; a zombie that nobody reaps has ended."""
+def _alive(session: int) -> list[psutil.Process]:
+    """The processes of a session; a zombie that nobody reaps has ended."""
+    alive = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
+                alive.append(process)
+    return alive
 
 
 def _failure_code(config: Config) -> int:

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import NoReturn, Protocol
 
+import torch
+
 from mrpo_ds.distributed.bridge import BrokenBridge
 from mrpo_ds.distributed.topology import Topology
 from mrpo_ds.distributed.verdict import (
@@ -103,7 +105,7 @@ class Heartbeat:
             self._trace = "".join(traceback.format_exception(error))  # a defect, unless a peer turns out to have died
             text = f"{type(error).__name__}: {text}"
         # Collectives fail with a RuntimeError of some kind: it may be the echo of what happened elsewhere.
-        broken = isinstance(error, BrokenBridge | RuntimeError)
+        broken = isinstance(error, BrokenBridge | RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
         code = error.exit_code if isinstance(error, MrpoError) and not broken else None
         self._set(status="broken" if broken else "failed", reason=text, exit_code=code)
         self._thread.join()
@@ -141,8 +143,10 @@ class Heartbeat:
                     self._watch.hear(key, now)
             with self._lock:
                 word, changed, self._changed = self._word, self._changed, False
-            if changed or now >= beat_due:
-                self._watch.say(word, now)
+            due = now >= beat_due
+            if changed or due:
+                self._watch.say(word, now, due)
+            if due:
                 beat_due = now + BEAT_SECONDS
             if word.status == "done":
                 self._watch.close()
@@ -176,8 +180,8 @@ class _Watch(Protocol):
     def hear(self, key: selectors.SelectorKey, now: float) -> None:
         """Read what a socket has."""
 
-    def say(self, word: Word, now: float) -> None:
-        """Tell the other side, now or at the latest every beat."""
+    def say(self, word: Word, now: float, due: bool) -> None:
+        """Tell the other side, when the word has changed and when a beat is due."""
 
     def verdict(self, word: Word, now: float) -> Verdict | None:
         """The verdict, when it is time for one. word: this process's own."""
@@ -218,18 +222,20 @@ class _Judge:
 
     def hear(self, key: selectors.SelectorKey, now: float) -> None:
         if key.fileobj is self._server:
-            connection, _ = self._server.accept()
-            self._strangers[connection.fileno()] = Line(connection)
-            self._selector.register(connection, selectors.EVENT_READ)
+            with contextlib.suppress(OSError):  # gone again before it was here
+                connection, _ = self._server.accept()
+                self._strangers[connection.fileno()] = Line(connection)
+                self._selector.register(connection, selectors.EVENT_READ)
         elif key.fd in self._strangers:
             self._meet(key.fd, now)
         else:
             self._listen_to(key.data, now)
 
-    def say(self, word: Word, now: float) -> None:
+    def say(self, word: Word, now: float, due: bool) -> None:
         self._take_word(0, word, now)
-        for line in self._lines.values():
-            line.send(asdict(word))
+        if due or word.status == "done":  # the others need to know that it lives, not every step of it
+            for line in self._lines.values():
+                line.send(asdict(word))
 
     def verdict(self, word: Word, now: float) -> Verdict | None:
         if self._death is not None:
@@ -339,7 +345,7 @@ class _Member:
             if last.status != "done" and self._verdict is None:
                 self._verdict = judge_death(self._topology, 0, last)
 
-    def say(self, word: Word, now: float) -> None:
+    def say(self, word: Word, now: float, due: bool) -> None:
         if word.status not in ("running", "done"):
             self._troubled_since = self._troubled_since or now
         if self._line is not None:
@@ -378,5 +384,5 @@ def _connect(rendezvous: Rendezvous) -> Line:
             f"rank {launch.rank} cannot reach the heartbeat of global rank 0 ({str(error).splitlines()[0]}). "
             "All hosts must reach each other on every port above 1024."
         ) from error
-    line.send({"rank": launch.rank, "token": token})
+    line.send({"rank": launch.rank, "token": token})  # a new connection takes that much at once
     return line

@@ -4,13 +4,10 @@ A connection says more than a store could: when a process dies, however busy or 
 the connection, and the other end knows within milliseconds.
 """
 
-import contextlib
 import json
 import socket
 from typing import Any
 
-SEND_SECONDS = 2.0
-"""A peer that does not take a word of some 200 bytes for this long has not read megabytes of them: it is gone."""
 LONGEST_LINE = 1 << 16
 """Bytes. Whatever sends more without a line end does not speak this."""
 
@@ -19,21 +16,23 @@ class Line:
     """One end of a connection. Used by one thread."""
 
     def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(SEND_SECONDS)
+        connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = connection
         self._rest = b""
+        self._unsent = b""
 
     def send(self, word: dict[str, Any]) -> None:
-        """Send one word, or nothing when the peer is gone: reading tells that better."""
-        with contextlib.suppress(OSError):
-            self.socket.sendall(json.dumps(word).encode() + b"\n")
+        """Send one word, without ever waiting: while a stopped peer takes nothing, further words are dropped."""
+        if self._flush():
+            self._unsent = json.dumps(word).encode() + b"\n"
+            self._flush()
 
     def read(self) -> list[dict[str, Any]] | None:
         """The words that are there, when the socket is readable; None when it is closed or speaks something else."""
         try:
             data = self.socket.recv(1 << 16)
-        except TimeoutError:
+        except BlockingIOError:
             return []
         except OSError:
             return None
@@ -46,6 +45,16 @@ class Line:
             return None
         speaks = len(self._rest) < LONGEST_LINE and all(isinstance(word, dict) for word in words)
         return words if speaks else None
+
+    def _flush(self) -> bool:
+        """Whether nothing is left to send. A closed connection takes everything: reading tells better that it is."""
+        try:
+            self._unsent = self._unsent[self.socket.send(self._unsent) :] if self._unsent else b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._unsent = b""
+        return not self._unsent
 
     def close(self) -> None:
         """Close the connection; the words that were sent still arrive."""

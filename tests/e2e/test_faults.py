@@ -16,9 +16,9 @@ import pytest
 
 from tests.support import (
     base_config,
+    command,
     command_environment,
     free_port,
-    mrpo_ds,
     read_metrics,
     without_clock,
     write_config,
@@ -32,7 +32,7 @@ LAUNCHER_SECONDS = 30
 """Both launchers kill what does not follow their SIGTERM after this long."""
 MARGIN = 15
 """Seconds for noticing, for the farewell and for the launcher's own end, on a busy machine."""
-ENDLESS, SHORT = 3000, 20
+ENDLESS, SHORT = 3000, 12
 """Steps of a run that is to be stopped for good, and of one that is resumed."""
 
 
@@ -123,6 +123,10 @@ def stopped_reference(root: Path) -> Iterator[LiveRun]:
     run.kill()
 
 
+def torchrun() -> list[str]:
+    return ["-m", "torch.distributed.run", "--nproc_per_node", "4", "--master_port", str(free_port())]
+
+
 def who(role: str, rank: int, global_rank: int) -> str:
     return re.escape(f"{role} rank {rank} (global rank {global_rank}, host {socket.gethostname()})")
 
@@ -142,9 +146,10 @@ def test_a_killed_reference_is_named_and_the_run_resumes_as_if_nothing_had_happe
     done = len(read_metrics(run.directory))
     assert 3 <= done < SHORT, "the run must be killed in the middle"
 
-    resumed = mrpo_ds("train", str(run.config), "--resume", "auto")
+    resumed = command([*torchrun(), "-m", "mrpo_ds", "train", str(run.config), "--resume", "auto"])
     assert resumed.returncode == 0, resumed.stderr[-4000:]
-    whole = mrpo_ds("train", str(run.config), f"output_dir={root / 'whole'}")
+    overrides = [f"output_dir={root / 'whole'}", "checkpoint.every_steps=0"]
+    whole = command([*torchrun(), "-m", "mrpo_ds", "train", str(run.config), *overrides])
     assert whole.returncode == 0, whole.stderr[-4000:]
     for name in ("metrics.jsonl", "evals.jsonl"):
         rows = without_clock(read_metrics(run.directory, name))
@@ -153,8 +158,7 @@ def test_a_killed_reference_is_named_and_the_run_resumes_as_if_nothing_had_happe
 
 
 def test_a_killed_policy_rank_is_named_under_torchrun(root: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "4", "--master_port", str(free_port()))
-    run = LiveRun(root, "policy", *launcher)
+    run = LiveRun(root, "policy", *torchrun())
     run.wait_for_step(2)
     run.signal(signal.SIGKILL, run.ranks[OTHER_POLICY])
     assert run.finish(MARGIN) == 1
@@ -173,7 +177,7 @@ def test_the_loss_of_rank_0_is_named_by_another_rank(root: Path) -> None:
 
 
 def test_a_run_that_is_told_to_stop_leaves_no_process_behind(root: Path) -> None:
-    run = LiveRun(root, "terminated")
+    run = LiveRun(root, "terminated", tracking={"plots": False, "wandb": {"mode": "offline"}})
     run.wait_for_step(2)
     run.signal(signal.SIGTERM, run.process)
     assert run.finish(MARGIN) == 1
