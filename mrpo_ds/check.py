@@ -15,7 +15,7 @@ from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.distributed.topology import build_topology
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.material import POLICY, Material, prepare
-from mrpo_ds.models import AnyModelConfig, check_path, load_model_config, resolve_dtype
+from mrpo_ds.models import AnyModelConfig, check_path, load_model_config
 from mrpo_ds.tracking import log
 
 
@@ -68,6 +68,14 @@ def _report_data(material: Material, model_configs: dict[str, Any]) -> None:
         )
         if fit.refused:
             raise DataError(f"{name} cannot read {fit.refused} rows, the first: {fit.first['refused']}.")
+        misread = max(fit.not_round_trip, fit.left_out)
+        if misread > material.config.data.max_misread_fraction * len(examples):
+            raise DataError(
+                f"{name} does not read {misread} of {len(examples)} rows as written ({fit.not_round_trip} do not "
+                f"survive its tokenizer, of {fit.left_out} its template leaves out text); the first: "
+                f"{next(iter(fit.first.values()), 'unknown')}. Use chat_template: plain or another model, or raise "
+                f"data.max_misread_fraction ({material.config.data.max_misread_fraction:g})."
+            )
         limit = getattr(model_configs[name].get_text_config(), "max_position_embeddings", None)
         if limit is not None and fit.longest > limit:
             raise ConfigError(
@@ -86,16 +94,25 @@ def _report_run(config: Config, material: Material, model_configs: dict[str, Any
         f"steps: {steps} of {train.batch_size} prompts ({train.batch_size // config.topology.policy} a rank), "
         f"{steps_per_epoch(rows, train.batch_size)} an epoch; loss {config.loss.name}"
     )
-    device = torch.device("cpu")  # a login node has no GPU, and auto means bf16 on the GPUs of the run
     for name, model in _models(config):
         parameters = num_parameters(model_configs[name])
         if name == POLICY:
             share = 16 * parameters / config.topology.policy / 2**30
             detail = f"16 bytes each for weights, gradients and AdamW / {config.topology.policy} ranks"
         else:
-            share = resolve_dtype(model.dtype, device).itemsize * parameters / 2**30
-            detail = "weights, whole on a rank"
+            ranks = _sharding_ranks(config, name)
+            share = (4 if model.dtype == "fp32" else 2) * parameters / ranks / 2**30
+            detail = f"weights, over {ranks} ranks" if ranks > 1 else "weights, whole on a rank"
         log(f"{name}: {parameters / 1e6:.0f} M parameters; {share:.2f} GiB a rank ({detail}), activations on top")
+
+
+def _sharding_ranks(config: Config, name: str) -> int:
+    """Over how many ranks a reference's weights are spread."""
+    reference = next(one for one in config.references if one.name == name)
+    if reference.sharding == "none":
+        return 1
+    colocated = config.topology.placement == "colocated"
+    return config.topology.policy if colocated else config.topology.references.get(name, 1)
 
 
 def num_parameters(model_config: Any) -> int:

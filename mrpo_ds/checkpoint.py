@@ -74,8 +74,9 @@ class Checkpoints:
         record = read_state(path)
         if record["config_digest"] != self.config_digest:
             raise CheckpointError(
-                f"{path} was written with other settings of model, references, loss, data or train; resume with the "
-                f"configuration in {path.parent.parent / 'config.yaml'}, or start a new output_dir."
+                f"{path} was written with other settings of model, references, loss, data or train, other rows in the "
+                f"data, or another precision; resume as {path.parent.parent / 'config.yaml'} says, or start a new "
+                "output_dir."
             )
         if record["world_size"] != _world_size():
             raise CheckpointError(
@@ -83,6 +84,10 @@ class Checkpoints:
                 f"topology.policy={record['world_size']}."
             )
         engine.load(path, TAG)
+        if self.is_main:  # what this run will write again must not be taken for newer than it
+            for later in list_checkpoints(self.directory):
+                if later.name > path.name and later.parent.resolve() == path.resolve().parent:
+                    shutil.rmtree(later)
         return TrainState(step=record["step"], tokens=record["tokens"])
 
 
@@ -102,17 +107,22 @@ def find_resume(run_dir: Path, resume: str) -> Path | None:
             raise ConfigError(
                 f"--resume is {resume!r}, which is no whole checkpoint; allowed: auto, none or a step-* directory."
             )
+        if path.resolve().parent != (run_dir / "checkpoints").resolve():
+            _refuse_used(run_dir)
         return path
-    used = run_dir.is_dir() and any(run_dir.iterdir())
     if resume == "none":
-        if used:
-            raise ConfigError(
-                f"output_dir is {str(run_dir)!r}, which is already used; choose a new one, empty it, or continue that "
-                "run with --resume auto."
-            )
+        _refuse_used(run_dir)
         return None
     whole = list_checkpoints(run_dir / "checkpoints")
     return whole[-1] if whole else None
+
+
+def _refuse_used(run_dir: Path) -> None:
+    if run_dir.is_dir() and any(run_dir.iterdir()):
+        raise ConfigError(
+            f"output_dir is {str(run_dir)!r}, which is already used; choose a new one, empty it, or continue that "
+            "run with --resume auto."
+        )
 
 
 def read_state(path: Path) -> dict[str, Any]:

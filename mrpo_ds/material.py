@@ -5,12 +5,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from mrpo_ds.config.load import to_dict
 from mrpo_ds.config.schema import Config
 from mrpo_ds.data.dataset import DataReport, load_examples
 from mrpo_ds.data.plan import Batch, Splits, eval_batches, train_batches
 from mrpo_ds.data.rendering import Renderer
-from mrpo_ds.models import AnyModelConfig, load_tokenizer, pad_id
+from mrpo_ds.models import AnyModelConfig, load_tokenizer, pad_id, resolve_dtype
 
 POLICY = "policy"
 
@@ -66,11 +68,18 @@ def prepare(config: Config) -> Material:
     return Material(config, splits, reports, speakers)
 
 
-def config_digest(config: Config) -> str:
-    """Digest of the settings that must agree between the runs that share a checkpoint."""
+def run_digest(material: Material, device: torch.device) -> str:
+    """Digest of what must agree between the runs that share a checkpoint: settings, rows as read, precision."""
+    config = material.config
     values = to_dict(config)
     kept = {key: values[key] for key in ("model", "references", "loss", "data", "train")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    models: list[AnyModelConfig] = [config.model, *config.references]
+    kept["dtypes"] = [str(resolve_dtype(model.dtype, device)) for model in models]
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    for split, examples in sorted(material.splits.items()):
+        for example in examples:
+            digest.update(repr((split, example.id, example.prompt, example.responses, example.complete)).encode())
+    return digest.hexdigest()
 
 
 def _speaker(model: AnyModelConfig, name: str, score_eos: bool) -> Speaker:

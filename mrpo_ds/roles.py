@@ -1,5 +1,6 @@
 """Build what a role needs and run it: the policy's ranks train, a reference's ranks score."""
 
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mrpo_ds.distributed.bridge import Bridge
 from mrpo_ds.distributed.worlds import World
 from mrpo_ds.engine import DeepSpeedEngine, full_shape, gathered, shard_frozen
 from mrpo_ds.export import check_names, export_model, exported_shapes
-from mrpo_ds.material import POLICY, Material, config_digest
+from mrpo_ds.material import POLICY, Material, run_digest
 from mrpo_ds.memory import peak_memory_gib
 from mrpo_ds.models import load_scorer, resolve_dtype, score
 from mrpo_ds.objective import Objective
@@ -24,7 +25,7 @@ from mrpo_ds.reference.client import ReferenceClient
 from mrpo_ds.reference.colocated import ColocatedReferences
 from mrpo_ds.reference.scoring import ReferenceScorer
 from mrpo_ds.reference.served import ServedReferences, serve
-from mrpo_ds.tracking import Tracker, log, progress
+from mrpo_ds.tracking import Tracker, log, progress, read_jsonl
 from mrpo_ds.train import PolicyRun, Report
 
 
@@ -34,7 +35,9 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
     engine = _policy_engine(material, world, report)
     references = _reference_client(material, world, report)
     run_dir = Path(config.output_dir)
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, config_digest(config), world.is_leader)
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints", config.checkpoint.keep, run_digest(material, world.device), world.is_leader
+    )
     state = checkpoints.load(engine, resume) if resume else TrainState()
     run = PolicyRun(
         config=config,
@@ -55,11 +58,17 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
         report=report,
         state=state,
     )
+    for row in read_jsonl(run_dir / "evals.jsonl") if world.is_main and state.step else []:
+        run.evaluated.add(row["step"])
+        if row["step"] == 0:
+            run.evals["before"] = {name: value for name, value in row.items() if name != "step"}
     run.run(material.eval_batches(), material.train_batches(state.step))
     report("export", run.state.step)
     model = engine.scorer.model
     shapes = exported_shapes(model, full_shape)
-    export_model(model, material.speakers[POLICY].tokenizer, shapes, run_dir / "model", gathered, world.is_main)
+    tokenizer = copy(material.speakers[POLICY].tokenizer)
+    tokenizer.chat_template = material.speakers[POLICY].renderer.template_to_save()
+    export_model(model, tokenizer, shapes, run_dir / "model", gathered, world.is_main)
     if run.tracker:
         run.tracker.finish(_summary(run, material), 0)
         _say_what_was_made(run)

@@ -31,12 +31,16 @@ RUN_AGAIN = 75
 """Exit code: stopped, with a checkpoint to go on from."""
 SESSION_SECONDS = 60.0
 """How long the processes of a launcher that has left may take to end; the launcher itself kills after 30 s."""
+VISIBLE = "MRPO_DS_CUDA_VISIBLE_DEVICES"
+"""The user's CUDA_VISIBLE_DEVICES, which the deepspeed launcher overwrites when it is told a number of GPUs."""
 CHECKED = "MRPO_DS_CHECKED"
 """Set for the processes of a launcher that we start after a check of our own."""
 
 
 def train(config: Config, config_path: str, overrides: list[str], resume: str) -> int:
     """The train command, inside or outside a launcher. Returns the exit code."""
+    if VISIBLE in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE]  # before anything asks for a GPU
     announce_cpu()
     launch = read_launch(os.environ)
     if launch is None:
@@ -122,6 +126,8 @@ def _start_launcher(config: Config, arguments: list[str]) -> int:
     command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--module", "mrpo_ds", *arguments]
     environment = dict(os.environ)
     environment[CHECKED] = "1"
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        environment[VISIBLE] = os.environ["CUDA_VISIBLE_DEVICES"]
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     log(f"starting {ranks} processes with the deepspeed launcher ({build_topology(config).describe()})")

@@ -10,6 +10,7 @@ from mrpo_ds.data.micro import PolicyBatch, PolicyBatcher
 from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.data.plan import Batch
 from mrpo_ds.engine import Engine
+from mrpo_ds.errors import ConfigError
 from mrpo_ds.evaluation.preferences import evaluate_preferences
 from mrpo_ds.learning_rate import learning_rate_at
 from mrpo_ds.memory import peak_memory_gib
@@ -18,6 +19,8 @@ from mrpo_ds.objective import Objective
 from mrpo_ds.reference.client import ReferenceAnswer, ReferenceClient
 from mrpo_ds.tracking import Tracker, log, progress
 
+START_TOLERANCE = 0.02
+"""Relative difference of mean log-probs that bf16 in differently padded batches explains; fp32 stays far below it."""
 Report = Callable[[str, int], None]
 """Told (phase, step) whenever a process begins something that can take long."""
 
@@ -69,6 +72,8 @@ class PolicyRun:
     state: TrainState = field(default_factory=TrainState)
     evals: dict[str, dict[str, float]] = field(default_factory=dict)
     """Held-out metrics before and after training, for the summary."""
+    evaluated: set[int] = field(default_factory=set)
+    """Steps whose evaluation the run that is resumed has already recorded."""
 
     def run(self, eval_batches: list[Batch], train_batches: list[Batch]) -> None:
         """Score the held-out rows once, then evaluate, train, checkpoint and evaluate to the end."""
@@ -106,6 +111,8 @@ class PolicyRun:
         mine = self.batcher.build(batch)
         update = Update(step, learning_rate_at(batch.step, self.total_steps, self.config.train), self.batcher.size)
         metrics = train_step(self.engine, self.objective, mine, reference, update)
+        if batch.step == 0:
+            self._check_start(metrics)
         self.state = self.state.after(step, mine.tokens)
         metrics["epoch"] = step / steps_per_epoch(self.num_train, self.config.train.batch_size)
         metrics["num_tokens"] = float(self.state.tokens)
@@ -113,13 +120,32 @@ class PolicyRun:
         if self.tracker:
             self.tracker.log_step(step, metrics)
 
+    def _check_start(self, metrics: dict[str, float]) -> None:
+        """The first step's log-probs are from before any update: RefM1 must be where the policy starts.
+
+        Raises ConfigError when both come from one path and yet differ; says so when the paths differ.
+        """
+        if not self.config.references:
+            return
+        first, policy = self.config.references[0], self.config.model
+        theirs, ours = metrics[f"ref/{first.name}/logps/chosen"], metrics["logps/chosen"]
+        if abs(theirs - ours) <= START_TOLERANCE * abs(ours):
+            return
+        message = (
+            f"the policy's log-prob of the first batch is {ours:.3f} nats, that of RefM1 ({first.name}) {theirs:.3f}: "
+            "RefM1 should be the model that the policy starts from"
+        )
+        if (first.path, first.revision, first.chat_template) == (policy.path, policy.revision, policy.chat_template):
+            raise ConfigError(f"{message}, and both are loaded from {policy.path!r}; give both the same dtype.")
+        log(f"warning: {message}; put it first in references, unless this is meant")
+
     def _evaluate(self, held_out: tuple[list[PolicyBatch], list[ReferenceAnswer]]) -> dict[str, float]:
         batches, answers = held_out
         if not batches:
             return {}
         self.report("evaluate", self.state.step)
         metrics = evaluate_preferences(self.engine, self.objective, batches, answers)
-        if self.tracker:
+        if self.tracker and self.state.step not in self.evaluated:
             self.tracker.log_eval(self.state.step, metrics)
         log(
             f"step {self.state.step}: held-out accuracy {metrics['rewards/accuracies']:.3f}, "

@@ -15,6 +15,8 @@ OWNED_KEYS = {
     "scheduler": "train.scheduler",
     "bf16": "model.dtype",
     "fp16": "model.dtype",
+    "data_types": "model.dtype",
+    "communication_data_type": "model.dtype",
 }
 
 
@@ -74,5 +76,12 @@ def uses_cpu_optimizer(ds_config: dict[str, Any]) -> bool:
 
 
 def _precision(bf16: bool) -> dict[str, Any]:
-    # gloo has no bf16 reduction, and fp32 sums of gradients cost little beside what they save in accuracy.
-    return {"bf16": {"enabled": True}, "communication_data_type": "fp32"} if bf16 else {}
+    if not bf16:
+        return {}
+    # gloo has no bf16 reduction; and in bf16 the sum over many micro-batches would lose the late ones, so that the
+    # result would depend on how a batch was cut. fp32 shards of the gradient cost 2 more bytes per parameter / ranks.
+    return {
+        "bf16": {"enabled": True},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }

@@ -138,11 +138,13 @@ class DataConfig:
     """Stop when more rows than this cannot be used, 0 to 1."""
     max_truncated_fraction: float = 0.1
     """Stop when more rows than this have a response cut, 0 to 1."""
+    max_misread_fraction: float = 0.01
+    """Stop when more rows than this do not survive some model's tokenizer or template unchanged, 0 to 1."""
 
     def __post_init__(self) -> None:
         require_choice("data.view", self.view, ("pair", "all"))
         require(self.max_length >= 2, "data.max_length", self.max_length, ">= 2 tokens")
-        for key in ("max_dropped_fraction", "max_truncated_fraction"):
+        for key in ("max_dropped_fraction", "max_truncated_fraction", "max_misread_fraction"):
             value = getattr(self, key)
             require(0 <= value <= 1, f"data.{key}", value, "0 to 1")
 

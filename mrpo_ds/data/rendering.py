@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mrpo_ds.data.templates import DATE_STRING, fix_date, plain_prompt
+from mrpo_ds.data.templates import DATE_STRING, PLAIN_JINJA, fix_date, plain_prompt
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.types import Example, Message
 
@@ -54,7 +54,9 @@ class Renderer:
         self._can_split = self._takes_split_argument()
         self._own_bos = self._find_own_bos()
         before, after = self._around_answer()
-        self._anchor = [] if before.endswith(" ") else self._find_anchor()
+        anchor = self._find_anchor()
+        self._anchor = [] if before.endswith(" ") else anchor
+        self._ask_suffix = self._find_ask_suffix(before, bool(anchor))
         self.end_of_turn = self._find_end_of_turn(after) if score_eos else None
         """Id of the token that closes a complete response, or None if none is scored."""
         self._last_prompt: tuple[tuple[Message, ...], list[int]] = ((), [])
@@ -69,7 +71,7 @@ class Renderer:
         if self.template is None:
             ids = self._ids(self._plain_text(messages), split_special=True)
         else:
-            ids = self._ids(self._render(messages, ask=True), split_special=False)
+            ids = self._ids(self._render(messages, ask=True) + self._ask_suffix, split_special=False)
         if self._own_bos is not None and ids[:1] != [self._own_bos]:
             return [self._own_bos, *ids]
         return ids
@@ -116,6 +118,12 @@ class Renderer:
         prompt = [self._ids(message.content, split_special=not templated) for message in example.prompt]
         answers = [self._answer_ids(text) for text in example.responses]
         return any(self._special_ids.intersection(ids) for ids in (*prompt, *answers))
+
+    def template_to_save(self) -> str:
+        """The chat template that a model trained with this renderer must be used with, its BOS included."""
+        if self.template is not None:
+            return str(self.tokenizer.get_chat_template())
+        return ("{{ bos_token }}" if self._own_bos is not None else "") + PLAIN_JINJA
 
     def leaves_out(self, messages: Sequence[Message]) -> bool:
         """Whether the template drops or rewrites part of a message, as some do the system's (its outer space aside)."""
@@ -199,6 +207,26 @@ class Renderer:
         if not probe:
             raise ConfigError(f"{self.model_name}: the chat template leaves out the assistant's answer")
         return before, after
+
+    def _find_ask_suffix(self, before: str, writes_space: bool) -> str:
+        """What the template writes between its generation prompt and an answer: "" for well-made templates.
+
+        Some ignore add_generation_prompt, others ask with "Assistant:" and write "Assistant: " before an answer. A
+        tokenizer that puts a space before every text needs no space here. A generation prompt that says more than the
+        template writes before an answer (an empty thought) is kept as it is.
+        """
+        if self.template is None:
+            return ""
+        ask = self._render([Message("user", "question")], ask=True)
+        if ask.startswith(before):
+            return ""
+        if not before.startswith(ask):
+            raise ConfigError(
+                f"{self.model_name}: the chat template asks for an answer with {ask[-40:]!r} but writes "
+                f"{before[-40:]!r} before one; mend the template, or set chat_template: plain for this model"
+            )
+        suffix = before[len(ask) :]
+        return "" if writes_space and not suffix.strip(" ") else suffix
 
     def _find_anchor(self) -> list[int]:
         """Ids of a newline if the tokenizer puts a space before a text but not after a newline, else []."""

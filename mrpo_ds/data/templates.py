@@ -18,6 +18,16 @@ from mrpo_ds.types import Message
 _TURNS = {"system": "{}\n\n", "user": "Human:\n{}\n\n", "assistant": "Assistant:\n{}\n\n"}
 _ASK = "Assistant:\n"
 
+PLAIN_JINJA = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'Human:\n' + message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'Assistant:\n' + message['content'] + '\n\n' }}"
+    "{% else %}{{ raise_exception('the plain template has no role ' + message['role']) }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
+"""The plain template in Jinja, for whoever uses the trained model."""
+
 # Some chat templates print today's date. Log-probs would then depend on the day: a resumed run would differ from an
 # uninterrupted one. This macro hides the function of the same name; the day is the one that Llama's templates fall
 # back to. (Templates that take `date_string` get DATE_STRING instead.)

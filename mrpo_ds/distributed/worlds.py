@@ -22,6 +22,8 @@ from mrpo_ds.errors import ConfigError
 
 ROLE_TIMEOUT_FACTOR = 3
 """A policy rank waits for its leader while that one meets, then hears, the references: each may take the timeout."""
+REFERENCE_TIMEOUT = timedelta(days=30)
+"""A reference's ranks wait for their leader as long as the policy evaluates; the heartbeat knows who died."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def split(topology: Topology, rendezvous: Rendezvous, share_gpus: bool) -> World
     rank = launch.rank - role.first
     device = pick_device(launch.local_rank, share_gpus)
     timeout = timedelta(seconds=ROLE_TIMEOUT_FACTOR * rendezvous.timeout_seconds)
+    if not role.is_policy:
+        timeout = REFERENCE_TIMEOUT
 
     key = f"role/{role.name}"
     if rank == 0:

@@ -70,7 +70,8 @@ ONLY_IN = {
     "datasets": "data",
     "pyarrow": "data",
     "jinja2": "data",
-    "torch": "accelerator memory types ops losses data distributed reference models export preflight engine metrics "
+    "torch": "accelerator memory material types ops losses data distributed reference models export preflight engine "
+    "metrics "
     "objective evaluation check train roles demo",
 }
 

@@ -262,3 +262,42 @@ def test_leaves_out(policy: Renderer, make_bpe: Callable[..., Any]) -> None:
     assert not renderer.leaves_out([Message("user", "  What? ")])
     assert not policy.leaves_out(QUESTION)
     assert not Renderer(make_bpe(), "policy", "plain", score_eos=True).leaves_out(QUESTION)
+
+
+def test_a_template_that_ignores_the_generation_prompt_still_gives_the_answer_its_header(make_bpe):
+    ignores = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    )
+    tokenizer = make_bpe(ignores)
+    ids = Renderer(tokenizer, "policy", "auto", True).prompt_ids([Message("user", "Hi?")])
+    assert tokenizer.decode(ids) == "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_space_that_only_the_template_of_an_answer_writes_is_part_of_the_prompt(make_bpe):
+    spaced = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    spaced += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    tokenizer = make_bpe(spaced)
+    ids = Renderer(tokenizer, "policy", "auto", True).prompt_ids([Message("user", "Hi?")])
+    assert tokenizer.decode(ids) == "user: Hi?assistant: "
+
+
+def test_a_template_that_asks_otherwise_than_it_answers_is_refused(make_bpe):
+    odd = "{% for m in messages %}{{ m['role'] + ':' + m['content'] }}{% endfor %}"
+    odd += "{% if add_generation_prompt %}{{ 'bot:' }}{% endif %}"
+    with pytest.raises(ConfigError, match="asks for an answer"):
+        Renderer(make_bpe(odd), "policy", "auto", True)
+
+
+def test_the_template_to_save_says_what_the_plain_renderer_said(make_bpe, make_unigram):
+    messages = [
+        Message("system", "Be kind."),
+        Message("user", "Hi?"),
+        Message("assistant", "Hi."),
+        Message("user", "So?"),
+    ]
+    for tokenizer in (make_bpe(None), make_unigram(None)):
+        renderer = Renderer(tokenizer, "policy", "plain", True)
+        tokenizer.chat_template = renderer.template_to_save()
+        turns = [{"role": one.role, "content": one.content} for one in messages]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        assert list(ids) == renderer.prompt_ids(messages)
