@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -13,7 +14,7 @@ from mrpo_ds.distributed.bridge import Bridge, BrokenBridge
 from mrpo_ds.distributed.collectives import broadcast_from_leader, sum_over_ranks
 from mrpo_ds.distributed.launch import Launch
 from mrpo_ds.distributed.topology import Topology
-from mrpo_ds.distributed.worlds import World, leave, open_rendezvous, split
+from mrpo_ds.distributed.worlds import ROLE_TIMEOUT_FACTOR, World, leave, open_rendezvous, split
 from mrpo_ds.errors import ReferenceError
 from tests.distributed.harness import Ranks, everyone_left, make_topology, run_ranks, say
 
@@ -110,25 +111,28 @@ def test_references_run_ahead_as_far_as_they_may_and_no_further(run_ahead: int) 
 
 
 def wait_long(topology: Topology, launch: Launch) -> float:
-    """The policy evaluates for longer than the timeout before it takes the second message."""
-    world = enter(topology, launch, timeout=1.5)
-    bridge = Bridge(world)
+    """The policy evaluates for longer than any of its own timeouts before it takes the second message."""
+    timeout = 1.5
+    world = split(topology, replace(open_rendezvous(launch, 30), timeout_seconds=timeout), share_gpus=False)
+    bridge = Bridge(world) if world.is_leader else None
     started = time.monotonic()
-    if world.role.is_policy:
+    if bridge and world.role.is_policy:
         stream = bridge.receive([4] * 6, 2)
         next(stream)
-        time.sleep(4)
+        time.sleep((ROLE_TIMEOUT_FACTOR + 0.5) * timeout)
         assert len(list(stream)) == 5
     else:
         for _ in range(6):
-            bridge.send(torch.zeros(4, dtype=torch.float64))
+            answer = sum_over_ranks(torch.zeros(4, dtype=torch.float64))  # a second rank waits here for its leader
+            if bridge:
+                bridge.send(answer)
     waited = time.monotonic() - started
     finish(world)
     return waited
 
 
-def test_a_reference_waits_as_long_as_the_policy_is_busy() -> None:
-    assert min(run_ranks(wait_long, make_topology(1, a=1, b=1))) >= 4
+def test_a_reference_of_any_size_waits_as_long_as_the_policy_is_busy() -> None:
+    assert min(run_ranks(wait_long, make_topology(1, a=2, b=1))) >= (ROLE_TIMEOUT_FACTOR + 0.4) * 1.5
 
 
 def grow(topology: Topology, launch: Launch) -> float:

@@ -1,6 +1,8 @@
-"""Runs of the real command, each made once, when a test first asks for it."""
+"""Runs of the real command, each made once and shared between the tests of a file."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -26,24 +28,36 @@ class Run:
         return read_metrics(self.directory, "evals.jsonl")
 
 
-@dataclass
 class Runs:
-    """Runs below one directory, by name."""
+    """Runs below one directory, by name, two at a time: a run is mostly the imports of its few processes."""
 
-    root: Path
-    _done: dict[str, Run] = field(default_factory=dict)
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._pool = ThreadPoolExecutor(max_workers=2)
+        self._started: dict[str, Future[Run]] = {}
 
-    def train(self, name: str, config: dict[str, Any], *arguments: str, code: int = 0) -> Run:
-        """The run of that name; made now, with this configuration, if it is not there yet. code: the exit code."""
-        if name not in self._done:
+    def start(self, name: str, config: dict[str, Any], *arguments: str) -> None:
+        """Begin the run of that name with this configuration, unless it has begun."""
+        if name not in self._started:
             directory = self.root / name
             path = write_config(self.root / f"{name}.yaml", {**config, "output_dir": str(directory)})
-            self._done[name] = Run(directory, mrpo_ds("train", str(path), *arguments))
-        run = self._done[name]
+            self._started[name] = self._pool.submit(
+                lambda: Run(directory, mrpo_ds("train", str(path), *arguments, timeout=500))
+            )
+
+    def train(self, name: str, config: dict[str, Any], *arguments: str, code: int = 0) -> Run:
+        """The run of that name when it is done; begun now if it has not been. code: its exit code."""
+        self.start(name, config, *arguments)
+        run = self._started[name].result()
         assert run.process.returncode == code, f"{name}: {run.process.stderr[-4000:]}"
         return run
 
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("runs"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    runs = Runs(tmp_path_factory.mktemp("runs"))
+    yield runs
+    runs.close()

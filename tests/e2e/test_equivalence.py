@@ -59,12 +59,22 @@ def sharded_reference(config, _):
 VARIANTS = [colocated, micro_batches_of_one, two_policy_ranks, sharded_reference]
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=lambda change: change.__name__)
-def pair(request, runs, base, everything_sharded):
+@pytest.fixture(scope="module")
+def trajectories(runs, base, everything_sharded):
+    """Name of a variant, or 'base' -> its run. All of them begin at once."""
+    configs = {"base": base}
+    for change in VARIANTS:
+        configs[change.__name__] = deepcopy(base)
+        change(configs[change.__name__], everything_sharded)
+    for name, config in configs.items():
+        runs.start(name, config)
+    return lambda name: runs.train(name, configs[name])
+
+
+@pytest.fixture(scope="module", params=[change.__name__ for change in VARIANTS])
+def pair(request, trajectories):
     """(the base run, a variant of it)."""
-    config = deepcopy(base)
-    request.param(config, everything_sharded)
-    return runs.train("base", base), runs.train(request.param.__name__, config)
+    return trajectories("base"), trajectories(request.param)
 
 
 def values(run, name, rows="metrics"):
@@ -109,15 +119,13 @@ def test_counts_and_schedules_are_the_same(pair):
     assert all(earlier < later for earlier, later in pairwise(values(ours, "num_tokens")))
 
 
-def test_the_placement_of_whole_references_changes_no_bit(runs, base):
-    config = deepcopy(base)
-    colocated(config, None)
-    ours, theirs = runs.train("base", base), runs.train("colocated", config)
+def test_the_placement_of_whole_references_changes_no_bit(trajectories):
+    ours, theirs = trajectories("base"), trajectories("colocated")
     for name in ("loss", "grad_norm", "logps/chosen", "ref/ref2/logps/chosen", "ref/ref2/weight"):
         assert values(theirs, name) == values(ours, name)
 
 
-def test_the_trajectory_is_worth_comparing(runs, base):
+def test_the_trajectory_is_worth_comparing(trajectories):
     """It moves: the equalities above are not those of a model that stands still."""
-    losses = values(runs.train("base", base), "loss")
+    losses = values(trajectories("base"), "loss")
     assert max(losses) - min(losses) > 0.05

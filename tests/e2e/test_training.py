@@ -38,14 +38,13 @@ def few_rows(runs, count):
 # ---- no reference, one, two, three -----------------------------------------------------------------------------------
 
 
-def simpo_run(runs, config, ranks):
-    """Without references there is nothing to serve: placement served has the policy's ranks only."""
-    settings = config(references=0, loss={"name": "simpo", "beta": 2.0, "gamma": 1.0}, topology={"policy": ranks})
-    return runs.train(f"simpo-{ranks}", settings)
-
-
 def test_no_reference_on_one_and_two_ranks(runs, config):
-    one, two = simpo_run(runs, config, 1), simpo_run(runs, config, 2)
+    """There is nothing to serve: placement served has the policy's ranks only."""
+    loss = {"name": "simpo", "beta": 2.0, "gamma": 1.0}
+    settings = {f"simpo-{ranks}": config(0, loss=loss, topology={"policy": ranks}) for ranks in (1, 2)}
+    for name, values in settings.items():
+        runs.start(name, values)
+    one, two = (runs.train(name, values) for name, values in settings.items())
     losses = [[row["loss"] for row in run.metrics] for run in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert losses[0][-1] < losses[0][0]
@@ -62,23 +61,27 @@ def test_a_loss_that_needs_references_says_so_before_anything_starts(runs, confi
     assert f"mrpo-ds: error: references is []; allowed: at least 1 for loss.name={loss}." in run.stderr
 
 
-def one_reference(runs, config, loss):
-    """Twelve steps on eight rows, all of them in every step: a policy of any use learns these by heart."""
-    data = {"train": [{"source": few_rows(runs, 8)}]}
-    train = {"max_steps": 12, "epochs": 12}
-    settings = config(1, loss=loss, data=data, train=train, topology={"placement": "colocated"})
-    return runs.train(loss["name"], settings)
+@pytest.fixture(scope="module")
+def with_one_reference(runs, config):
+    """Name of a loss -> its run of twelve steps on eight rows: a policy of any use learns these by heart."""
+    losses = {
+        "dpo": {"name": "dpo", "beta": 0.1},
+        "mrpo": {"name": "mrpo", "beta": 0.1, "virtual_ref": "geometric", "weights": "uniform", "ctro": "fixed"},
+    }
+    shared = {
+        "data": {"train": [{"source": few_rows(runs, 8)}]},
+        "train": {"max_steps": 12, "epochs": 12},
+        "topology": {"placement": "colocated"},
+    }
+    settings = {name: config(1, loss=loss, **shared) for name, loss in losses.items()}
+    for name, values in settings.items():
+        runs.start(name, values)
+    return lambda name: runs.train(name, settings[name])
 
 
 @pytest.fixture(scope="module")
-def dpo_run(runs, config):
-    return one_reference(runs, config, {"name": "dpo", "beta": 0.1})
-
-
-@pytest.fixture(scope="module")
-def mrpo_run(runs, config):
-    options = {"virtual_ref": "geometric", "weights": "uniform", "ctro": "fixed", "eps_max": 0.05}
-    return one_reference(runs, config, {"name": "mrpo", "beta": 0.1, **options})
+def dpo_run(with_one_reference):
+    return with_one_reference("dpo")
 
 
 def test_dpo_starts_at_ln_2(dpo_run):
@@ -95,7 +98,8 @@ def test_an_overfittable_set_is_overfitted(dpo_run):
     assert dpo_run.metrics[-1]["rewards/margins"] > dpo_run.metrics[1]["rewards/margins"] > 0
 
 
-def test_mrpo_with_one_reference_is_dpo(dpo_run, mrpo_run):
+def test_mrpo_with_one_reference_is_dpo(dpo_run, with_one_reference):
+    mrpo_run = with_one_reference("mrpo")
     losses = [[row["loss"] for row in run.metrics] for run in (dpo_run, mrpo_run)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     assert {row["ref/ref1/weight"] for row in mrpo_run.metrics} == {1.0}
@@ -333,40 +337,53 @@ def test_a_used_directory_is_not_trained_into_by_accident(runs, full, full_confi
 # ---- stopping --------------------------------------------------------------------------------------------------------
 
 
-def exploding(learning_rate):
-    return {"learning_rate": learning_rate, "warmup_ratio": 0.0, "scheduler": "constant"}
+@pytest.fixture(scope="module")
+def stopped(runs, config):
+    """(name, exit code) -> a run that must not get far."""
+
+    def exploding(learning_rate):
+        return {"learning_rate": learning_rate, "warmup_ratio": 0.0, "scheduler": "constant"}
+
+    settings = {
+        "loss": config(1, train=exploding(1e12), topology={"policy": 2}, checkpoint={"every_steps": 1}),
+        "gradient": config(1, train=exploding(1e30), topology={"placement": "colocated"}),
+        "damaged": config(2),
+    }
+    second = settings["damaged"]["references"][1]
+    second["path"] = damaged_copy(second["path"], runs.root / "models" / "damaged")
+    for name, values in settings.items():
+        runs.start(name, values)
+    return lambda name, code: runs.train(name, settings[name], code=code)
 
 
-def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_rows(runs, config):
+def damaged_copy(source, target):
+    """The path of a copy of a model with a NaN in its weights."""
+    shutil.copytree(source, target)
+    tensors = load_file(target / "model.safetensors")
+    next(tensor for name, tensor in tensors.items() if name.endswith("norm.weight"))[0] = math.nan
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return str(target)
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_rows(stopped):
     """Weights of 1e12 after step 1: the attention scores of step 2 overflow, and its loss with them."""
-    settings = config(1, train=exploding(1e12), topology={"policy": 2}, checkpoint={"every_steps": 1})
-    run = runs.train("loss-not-finite", settings, code=1)
-    message = (
-        r"the loss of step 2 is not finite; the weights were not updated\. Rows: train:\d+ \(.* row \d+\): loss nan"
-    )
+    run = stopped("loss", code=1)
+    message = r"the loss of step 2 is not finite; the weights were not updated\. Rows: \S+ \(\S+ row \d+\): loss nan"
     assert re.search(message, run.process.stderr), run.process.stderr[-3000:]
     assert "Traceback" not in run.process.stderr
     assert [row["step"] for row in run.metrics] == [1]
     assert not (run.directory / "model").exists()
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_although_the_loss_is(runs, config):
+def test_a_gradient_that_is_not_finite_stops_the_run_although_the_loss_is(stopped):
     """Weights of 1e30 are normalised away in the forward and overflow in the backward. DeepSpeed skips such steps."""
-    settings = config(1, train=exploding(1e30), topology={"placement": "colocated"})
-    run = runs.train("gradient-not-finite", settings, code=1)
+    run = stopped("gradient", code=1)
     assert "the gradient of step 2 is not finite, though its loss is" in run.process.stderr, run.process.stderr[-3000:]
     assert "Traceback" not in run.process.stderr
     assert [row["step"] for row in run.metrics] == [1] and math.isfinite(run.metrics[0]["grad_norm"])
 
 
-def test_a_reference_with_damaged_weights_is_named_before_the_first_step(runs, config):
-    settings = config(2)
-    broken = runs.root / "models" / "broken"
-    shutil.copytree(settings["references"][1]["path"], broken)
-    tensors = load_file(broken / "model.safetensors")
-    next(tensor for name, tensor in tensors.items() if name.endswith("norm.weight"))[0] = math.nan
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    settings["references"][1]["path"] = str(broken)
-    run = runs.train("damaged", settings, code=2)
+def test_a_reference_with_damaged_weights_is_named_before_the_first_step(stopped):
+    run = stopped("damaged", code=2)
     assert "reference ref2: the model's own log-prob of a row" in run.process.stderr
     assert "Traceback" not in run.process.stderr
