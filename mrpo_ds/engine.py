@@ -14,6 +14,10 @@ from mrpo_ds.config.schema import OptimizationConfig
 from mrpo_ds.models import SequenceScorer, score
 from mrpo_ds.types import SequenceBatch
 
+# On CPUs DeepSpeed would first compile a shared-memory all-reduce that only its inference engine calls: a minute lost,
+# and a build that is killed leaves a lock on which every later run of the user would wait for ever.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 
 class Engine(Protocol):
     """What the training step needs from an engine."""

@@ -143,6 +143,7 @@ def hold_the_lock(topology: Topology, launch: Launch, who: int, seconds: float, 
     if launch.rank == who:
         say("holding")
         ctypes.PyDLL(None).sleep(int(seconds))
+        time.sleep(1)  # the work goes on: a rank that is done just then may leave in peace, signal or not
     else:
         time.sleep(seconds)
     heartbeat.done()

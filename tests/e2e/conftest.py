@@ -1,6 +1,6 @@
 """Runs of the real command, each made once and shared between the tests of a file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,12 @@ class Runs:
         run = self._started[name].result()
         assert run.process.returncode == code, f"{name}: {run.process.stderr[-4000:]}"
         return run
+
+    def begin(self, configs: dict[str, dict[str, Any]]) -> Callable[..., Run]:
+        """Begin several runs by name; what comes back is train for these, with the name alone (and code=)."""
+        for name, config in configs.items():
+            self.start(name, config)
+        return lambda name, code=0: self.train(name, configs[name], code=code)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -66,9 +66,7 @@ def trajectories(runs, base, everything_sharded):
     for change in VARIANTS:
         configs[change.__name__] = deepcopy(base)
         change(configs[change.__name__], everything_sharded)
-    for name, config in configs.items():
-        runs.start(name, config)
-    return lambda name: runs.train(name, configs[name])
+    return runs.begin(configs)
 
 
 @pytest.fixture(scope="module", params=[change.__name__ for change in VARIANTS])

@@ -41,10 +41,9 @@ def few_rows(runs, count):
 def test_no_reference_on_one_and_two_ranks(runs, config):
     """There is nothing to serve: placement served has the policy's ranks only."""
     loss = {"name": "simpo", "beta": 2.0, "gamma": 1.0}
-    settings = {f"simpo-{ranks}": config(0, loss=loss, topology={"policy": ranks}) for ranks in (1, 2)}
-    for name, values in settings.items():
-        runs.start(name, values)
-    one, two = (runs.train(name, values) for name, values in settings.items())
+    ranks = {"one": 1, "two": 2}
+    run = runs.begin({name: config(0, loss=loss, topology={"policy": count}) for name, count in ranks.items()})
+    one, two = run("one"), run("two")
     losses = [[row["loss"] for row in run.metrics] for run in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert losses[0][-1] < losses[0][0]
@@ -73,10 +72,7 @@ def with_one_reference(runs, config):
         "train": {"max_steps": 12, "epochs": 12},
         "topology": {"placement": "colocated"},
     }
-    settings = {name: config(1, loss=loss, **shared) for name, loss in losses.items()}
-    for name, values in settings.items():
-        runs.start(name, values)
-    return lambda name: runs.train(name, settings[name])
+    return runs.begin({name: config(1, loss=loss, **shared) for name, loss in losses.items()})
 
 
 @pytest.fixture(scope="module")
@@ -351,9 +347,7 @@ def stopped(runs, config):
     }
     second = settings["damaged"]["references"][1]
     second["path"] = damaged_copy(second["path"], runs.root / "models" / "damaged")
-    for name, values in settings.items():
-        runs.start(name, values)
-    return lambda name, code: runs.train(name, settings[name], code=code)
+    return runs.begin(settings)
 
 
 def damaged_copy(source, target):
