@@ -53,7 +53,9 @@ def check_names(path: str, shapes: Shapes, model: nn.Module) -> None:
         raise ConfigError(
             f"the export would not match the checkpoint at {path!r}: {'; '.join(wrong[:3])}"
             + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-            + ". Save the model once with this transformers version (save_pretrained) and start from that."
+            + ". Save the model once with this transformers version (save_pretrained) and start from that. If the "
+            "names still differ, transformers renames or fuses weights of this architecture on loading, and only "
+            "references can be of it."
         )
 
 

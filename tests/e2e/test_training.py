@@ -20,10 +20,12 @@ LN_2 = math.log(2)
 
 @pytest.fixture(scope="module")
 def config(runs):
-    """(references, sections to change) -> a configuration."""
+    """(references, family of the policy and so of RefM1, sections to change) -> a configuration."""
 
-    def build(references=2, **sections):
+    def build(references=2, family="llama", **sections):
         values = base_config(runs.root, references)
+        for start in (values["model"], *values["references"][:1]):
+            start["path"] = str(runs.root / "models" / family)
         for section, settings in sections.items():
             values[section] = settings if section == "loss" else {**values[section], **settings}
         return values
@@ -42,7 +44,7 @@ def test_no_reference_on_one_and_two_ranks(runs, config):
     """There is nothing to serve: placement served has the policy's ranks only."""
     loss = {"name": "simpo", "beta": 2.0, "gamma": 1.0}
     ranks = {"one": 1, "two": 2}
-    run = runs.begin({name: config(0, loss=loss, topology={"policy": count}) for name, count in ranks.items()})
+    run = runs.begin({name: config(0, "gemma3", loss=loss, topology={"policy": p}) for name, p in ranks.items()})
     one, two = run("one"), run("two")
     losses = [[row["loss"] for row in run.metrics] for run in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
@@ -50,6 +52,13 @@ def test_no_reference_on_one_and_two_ranks(runs, config):
     assert not [name for row in one.metrics for name in row if name.startswith(("ref/", "vref/"))]
     summary = json.loads((one.directory / "summary.json").read_text())
     assert summary["references"] == [] and summary["loss"] == "simpo"
+    model, tokenizer = (kind.from_pretrained(two.directory / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert (model.config.model_type, model.config.final_logit_softcapping) == ("gemma3_text", 20.0)
+    # It came without a chat template and was trained in the plain one, which therefore goes with it.
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Why?"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text.endswith("Human:\nWhy?\n\nAssistant:\n")
 
 
 @pytest.mark.parametrize("loss", ["dpo", "mrpo"])
@@ -62,7 +71,7 @@ def test_a_loss_that_needs_references_says_so_before_anything_starts(runs, confi
 
 @pytest.fixture(scope="module")
 def with_one_reference(runs, config):
-    """Name of a loss -> its run of twelve steps on eight rows: a policy of any use learns these by heart."""
+    """Name of a loss -> its run of twelve steps on eight rows, which a policy of any use learns by heart."""
     losses = {
         "dpo": {"name": "dpo", "beta": 0.1},
         "mrpo": {"name": "mrpo", "beta": 0.1, "virtual_ref": "geometric", "weights": "uniform", "ctro": "fixed"},
@@ -72,7 +81,7 @@ def with_one_reference(runs, config):
         "train": {"max_steps": 12, "epochs": 12},
         "topology": {"placement": "colocated"},
     }
-    return runs.begin({name: config(1, loss=loss, **shared) for name, loss in losses.items()})
+    return runs.begin({name: config(1, "qwen2", loss=loss, **shared) for name, loss in losses.items()})
 
 
 @pytest.fixture(scope="module")

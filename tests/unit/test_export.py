@@ -6,10 +6,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from mrpo_ds import export
 from mrpo_ds.config.schema import ModelConfig
+from mrpo_ds.errors import ConfigError
 from mrpo_ds.export import check_names, checkpoint_shapes, export_model, exported_shapes
 from mrpo_ds.models import load_scorer, load_tokenizer
 from tests.support import make_model
@@ -91,3 +92,12 @@ def test_sampling_settings_that_transformers_would_not_save_do_not_cost_the_expo
         "top_p": 0.9,
         "eos_token_id": 2,
     }
+
+
+def test_an_architecture_whose_weights_are_fused_on_loading_is_refused_before_training(tmp_path):
+    """Mixtral's experts are many tensors on disk and one in memory: written as they are, nothing could load them."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    MixtralForCausalLM(MixtralConfig(vocab_size=100, num_local_experts=2, **shape)).save_pretrained(tmp_path)
+    model = loaded(tmp_path)
+    with pytest.raises(ConfigError, match=r"would not match the checkpoint .* only references can be of it"):
+        check_names(str(tmp_path), exported_shapes(model, shape_of), model)

@@ -17,6 +17,8 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     Qwen2Config,
@@ -60,6 +62,7 @@ FAMILIES = {
     ),
     "cohere, logit_scale": lambda: CohereForCausalLM(CohereConfig(**GROUPED, logit_scale=0.25)),
     "granite, logits_scaling": lambda: GraniteForCausalLM(GraniteConfig(**GROUPED, logits_scaling=4.0)),
+    "mixtral, experts": lambda: MixtralForCausalLM(MixtralConfig(**GROUPED, num_local_experts=4)),
     "phi, bias on the head": lambda: PhiForCausalLM(PhiConfig(**SHAPE)),
 }
 PAIRS = [(3, 5), (17, 20), (1, 1), (30, 2), (9, 31), (5, 12)]
