@@ -155,7 +155,8 @@ def grow(topology: Topology, launch: Launch) -> float:
 
 
 def test_messages_leave_nothing_behind() -> None:
-    assert max(run_ranks(grow, make_topology(1, a=1))) < 30
+    growth = max(run_ranks(grow, make_topology(1, a=1)))
+    assert growth < 100  # of 300 MiB sent; gloo's own buffers and the allocator keep 20 to 35
 
 
 # ---- lost peers ------------------------------------------------------------------------------------------------------
