@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,13 @@ import torch
 from mrpo_ds.config.load import to_dict
 from mrpo_ds.config.schema import Config
 from mrpo_ds.data.dataset import DataReport, load_examples
-from mrpo_ds.data.plan import Batch, Splits, eval_batches, train_batches
+from mrpo_ds.data.mismatched import mismatched
+from mrpo_ds.data.plan import MISMATCHED, Batch, Splits, eval_batches, train_batches
 from mrpo_ds.data.rendering import Renderer
+from mrpo_ds.errors import DataError
+from mrpo_ds.losses import needs as needs_of
 from mrpo_ds.models import AnyModelConfig, load_tokenizer, pad_id, resolve_dtype
+from mrpo_ds.types import Example, Needs
 
 POLICY = "policy"
 
@@ -40,6 +44,8 @@ class Material:
     """Per split: what was read, dropped and cut."""
     speakers: dict[str, Speaker]
     """By 'policy' or reference name."""
+    needs: Needs
+    """What the objective asks for."""
 
     def eval_batches(self) -> list[Batch]:
         """The held-out batches, in order."""
@@ -59,13 +65,35 @@ def prepare(config: Config) -> Material:
     speakers = {POLICY: _speaker(config.model, POLICY, score_eos)}
     for reference in config.references:
         speakers[reference.name] = _speaker(reference, reference.name, score_eos)
+    needs = needs_of(config.loss.name, config.loss.options)
+    policy = speakers[POLICY].renderer
     splits: Splits = {}
     reports = {}
-    for split, sources in (("train", config.data.train), ("eval", config.data.eval)):
+    for split, sources, view in (
+        ("train", config.data.train, config.data.view),
+        ("eval", config.data.eval, config.data.eval_view),
+    ):
         splits[split] = []
         if sources:
-            splits[split], reports[split] = load_examples(sources, config.data, speakers[POLICY].renderer, split)
-    return Material(config, splits, reports, speakers)
+            splits[split], reports[split] = load_examples(sources, replace(config.data, view=view), policy, split)
+            _check_scores(splits[split], needs.score_range, config.loss.name)
+        if splits[split] and needs.baseline == "mismatched":
+            splits[split + MISMATCHED] = mismatched(splits[split], config.data.max_length, policy)
+    return Material(config, splits, reports, speakers, needs)
+
+
+def _check_scores(examples: list[Example], allowed: tuple[float, float] | None, loss: str) -> None:
+    """Raise DataError for the first example with a response whose score the loss cannot use."""
+    if allowed is None:
+        return
+    low, high = allowed
+    for example in examples:
+        scores = example.scores
+        if scores is None or not all(low <= score <= high for score in scores):
+            raise DataError(
+                f"{example.source}: the scores are {'missing' if scores is None else list(scores)}; loss.name={loss} "
+                f"needs a score from {low:g} to {high:g} for every response. Mend the rows, or set loss.score_scale."
+            )
 
 
 def run_digest(material: Material, device: torch.device) -> str:
@@ -78,7 +106,9 @@ def run_digest(material: Material, device: torch.device) -> str:
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
     for split, examples in sorted(material.splits.items()):
         for example in examples:
-            digest.update(repr((split, example.id, example.prompt, example.responses, example.complete)).encode())
+            digest.update(
+                repr((split, example.id, example.prompt, example.responses, example.scores, example.complete)).encode()
+            )
     return digest.hexdigest()
 
 

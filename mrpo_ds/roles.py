@@ -26,7 +26,7 @@ from mrpo_ds.reference.colocated import ColocatedReferences
 from mrpo_ds.reference.scoring import ReferenceScorer
 from mrpo_ds.reference.served import ServedReferences, serve
 from mrpo_ds.tracking import Tracker, log, progress, read_jsonl
-from mrpo_ds.train import PolicyRun, Report
+from mrpo_ds.train import PolicyRun, Report, asked_of_references, describe_preferences
 
 
 def run_policy(material: Material, world: World, resume: Path | None, report: Report) -> None:
@@ -49,6 +49,7 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
             renderer=material.speakers[POLICY].renderer,
             pad_id=material.speakers[POLICY].pad_id,
             limits=config.train,
+            needs=material.needs,
             rank=world.rank,
             size=world.size,
             device=world.device,
@@ -80,7 +81,8 @@ def run_reference(material: Material, world: World, first_step: int, report: Rep
     config = next(reference for reference in material.config.references if reference.name == name)
     scorer = _reference_scorer(config, material, world, report)
     bridge = Bridge(world) if world.is_leader else None
-    serve(scorer, bridge, material.eval_batches() + material.train_batches(first_step), material.splits, report)
+    batches = asked_of_references(material.eval_batches() + material.train_batches(first_step), material.needs)
+    serve(scorer, bridge, batches, material.splits, report)
 
 
 def _policy_engine(material: Material, world: World, report: Report) -> DeepSpeedEngine:
@@ -160,8 +162,7 @@ def _summary(run: PolicyRun, material: Material) -> dict[str, Any]:
 def _say_what_was_made(run: PolicyRun) -> None:
     for when, metrics in run.evals.items():
         if metrics:
-            accuracy, margin = metrics["rewards/accuracies"], metrics["rewards/margins"]
-            log(f"held-out {when} training: accuracy {accuracy:.3f}, reward margin {margin:+.4f}")
+            log(f"held-out {when} training: {describe_preferences(metrics)}loss {metrics['loss']:.4f}")
     directory = Path(run.config.output_dir)
     log(f"made {directory / 'model'}: a Hugging Face model (AutoModelForCausalLM.from_pretrained, vLLM, lm-eval)")
     log(f"look at summary.json, metrics.jsonl, evals.jsonl and plots/ in {directory}")

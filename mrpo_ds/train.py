@@ -1,12 +1,13 @@
 """One optimizer step on one screen, the policy's loop around it, and the reference's."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from mrpo_ds.checkpoint import Checkpoints, TrainState
 from mrpo_ds.config.schema import Config
-from mrpo_ds.data.micro import PolicyBatch, PolicyBatcher
+from mrpo_ds.data.micro import PolicyBatcher
 from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.data.plan import Batch
 from mrpo_ds.engine import Engine
@@ -15,9 +16,10 @@ from mrpo_ds.evaluation.preferences import evaluate_preferences
 from mrpo_ds.learning_rate import learning_rate_at
 from mrpo_ds.memory import peak_memory_gib
 from mrpo_ds.metrics import Totals, raise_if_gradient_not_finite
-from mrpo_ds.objective import Objective
+from mrpo_ds.objective import Objective, ScoredBatch
 from mrpo_ds.reference.client import ReferenceAnswer, ReferenceClient
 from mrpo_ds.tracking import Tracker, log, progress
+from mrpo_ds.types import Needs
 
 START_TOLERANCE = 0.02
 """Relative difference of mean log-probs that bf16 in differently padded batches explains; fp32 stays far below it."""
@@ -25,22 +27,23 @@ Report = Callable[[str, int], None]
 """Told (phase, step) whenever a process begins something that can take long."""
 
 
-def train_step(
-    engine: Engine, objective: Objective, batch: PolicyBatch, reference: ReferenceAnswer, update: "Update"
-) -> dict[str, float]:
+def train_step(engine: Engine, objective: Objective, scored: ScoredBatch, update: "Update") -> dict[str, float]:
     """One optimizer update from one global batch. Returns its metrics, the same on every rank.
 
     Raises NonFiniteError on every rank, before the weights move, when the loss or the gradient is not finite.
     """
-    totals = Totals(objective.reference_names)
-    scale = update.ranks / max(1, objective.num_valid(batch, reference))  # the engine averages over ranks
-    for micro in batch.micros:
+    totals = Totals(objective.reference_names, objective.needs.chosen)
+    counts = objective.counts(scored)  # the loss's denominators, over the whole step
+    baseline = objective.baseline(engine.score, scored)
+    micros = scored.batch.micros
+    for micro in micros:
         rows = engine.forward(micro.sequences)  # [N] summed log-probs, never a [*, V] logits tensor
-        logps, output = objective.apply(batch, micro, rows, reference)
-        engine.backward((output.losses * micro.counted).sum() * scale, last=micro is batch.micros[-1])
+        logps, output = objective.apply(scored, micro, rows, baseline)
+        loss = objective.total(output, micro, counts) * update.ranks  # the engine averages over ranks
+        engine.backward(loss, last=micro is micros[-1])
         totals.add(output, logps, micro)
     metrics = totals.means()  # one all-reduce, before the weights move
-    totals.raise_if_not_finite(metrics, update.step, batch.examples)
+    totals.raise_if_not_finite(metrics, update.step, scored.batch.examples)
     grad_norm = engine.step(update.learning_rate)
     raise_if_gradient_not_finite(grad_norm, update.step)
     return {**metrics, "grad_norm": grad_norm, "learning_rate": update.learning_rate}
@@ -77,7 +80,7 @@ class PolicyRun:
 
     def run(self, eval_batches: list[Batch], train_batches: list[Batch]) -> None:
         """Score the held-out rows once, then evaluate, train, checkpoint and evaluate to the end."""
-        answers = self.references.stream(eval_batches + train_batches)
+        answers = self.references.stream(asked_of_references(eval_batches + train_batches, self.objective.needs))
         held_out = self._held_out(eval_batches, answers)
         if self.state.step == 0:
             self.evals["before"] = self._evaluate(held_out)
@@ -91,32 +94,37 @@ class PolicyRun:
                     self._save()
         self.evals["after"] = self._evaluate(held_out)
 
-    def _held_out(
-        self, batches: list[Batch], answers: Iterator[ReferenceAnswer]
-    ) -> tuple[list[PolicyBatch], list[ReferenceAnswer]]:
+    def _held_out(self, batches: list[Batch], answers: Iterator[ReferenceAnswer]) -> list[ScoredBatch]:
         with progress(len(batches), "scoring held-out rows", "batch") as bar:
             kept = []
-            for _ in batches:
+            for batch in batches:
                 self.report("wait for references", self.state.step)
-                kept.append(next(answers))
+                kept.append(self._scored(batch, answers))
                 bar.update(1)
-        return [self.batcher.build(batch) for batch in batches], kept
+        return kept
+
+    def _scored(self, batch: Batch, answers: Iterator[ReferenceAnswer]) -> ScoredBatch:
+        """A batch and, in the order of asked_of_references, what the references say about it."""
+        reference = next(answers)
+        mismatched = None
+        if self.objective.needs.baseline == "mismatched":
+            mismatched = ScoredBatch(self.batcher.build(batch.mismatched()), next(answers))
+        return ScoredBatch(self.batcher.build(batch), reference, mismatched)
 
     def _step(self, batch: Batch, answers: Iterator[ReferenceAnswer]) -> None:
         started = time.perf_counter()
         step = batch.step + 1
         self.report("wait for references", step)
-        reference = next(answers)
+        scored = self._scored(batch, answers)
         self.report("train", step)
-        mine = self.batcher.build(batch)
         update = Update(step, learning_rate_at(batch.step, self.total_steps, self.config.train), self.batcher.size)
-        metrics = train_step(self.engine, self.objective, mine, reference, update)
+        metrics = train_step(self.engine, self.objective, scored, update)
         if batch.step == 0:
             self._check_start(metrics)
-        self.state = self.state.after(step, mine.tokens)
+        self.state = self.state.after(step, scored.batch.tokens)
         metrics["epoch"] = step / steps_per_epoch(self.num_train, self.config.train.batch_size)
         metrics["num_tokens"] = float(self.state.tokens)
-        metrics |= _performance(mine, reference, self.objective.reference_names, time.perf_counter() - started)
+        metrics |= _performance(scored, self.objective.reference_names, time.perf_counter() - started)
         if self.tracker:
             self.tracker.log_step(step, metrics)
 
@@ -139,18 +147,14 @@ class PolicyRun:
             raise ConfigError(f"{message}, and both are loaded from {policy.path!r}; give both the same dtype.")
         log(f"warning: {message}; put it first in references, unless this is meant")
 
-    def _evaluate(self, held_out: tuple[list[PolicyBatch], list[ReferenceAnswer]]) -> dict[str, float]:
-        batches, answers = held_out
-        if not batches:
+    def _evaluate(self, held_out: list[ScoredBatch]) -> dict[str, float]:
+        if not held_out:
             return {}
         self.report("evaluate", self.state.step)
-        metrics = evaluate_preferences(self.engine, self.objective, batches, answers)
+        metrics = evaluate_preferences(self.engine, self.objective, held_out)
         if self.tracker and self.state.step not in self.evaluated:
             self.tracker.log_eval(self.state.step, metrics)
-        log(
-            f"step {self.state.step}: held-out accuracy {metrics['rewards/accuracies']:.3f}, "
-            f"margin {metrics['rewards/margins']:+.4f}, loss {metrics['loss']:.4f}"
-        )
+        log(f"step {self.state.step}: held-out {describe_preferences(metrics)}loss {metrics['loss']:.4f}")
         return metrics
 
     def _save(self) -> None:
@@ -176,11 +180,26 @@ class PolicyRun:
         return total_steps(self.num_train, train.batch_size, train.epochs, train.max_steps)
 
 
-def _performance(batch: PolicyBatch, reference: ReferenceAnswer, names: list[str], seconds: float) -> dict[str, float]:
+def asked_of_references(batches: list[Batch], needs: Needs) -> list[Batch]:
+    """What the references are asked, in order: each batch and, for a mismatched baseline, its mismatched twin."""
+    if needs.baseline != "mismatched":
+        return batches
+    return [asked for batch in batches for asked in (batch, batch.mismatched())]
+
+
+def describe_preferences(metrics: dict[str, float]) -> str:
+    """Accuracy and margin for a log line, each followed by ", ". What the data do not have is left out."""
+    shown = {"accuracy": ("rewards/accuracies", "{:.3f}"), "margin": ("rewards/margins", "{:+.4f}")}
+    known = {name: form.format(metrics[key]) for name, (key, form) in shown.items() if math.isfinite(metrics[key])}
+    return "".join(f"{name} {value}, " for name, value in known.items())
+
+
+def _performance(scored: ScoredBatch, names: list[str], seconds: float) -> dict[str, float]:
     """perf/* and the references' telemetry: seconds and tokens per second."""
+    reference = scored.reference
     values = {
         "perf/seconds_per_step": seconds,
-        "perf/tokens_per_second": batch.tokens / seconds,
+        "perf/tokens_per_second": scored.batch.tokens / seconds,
         "perf/reference_wait_seconds": reference.wait_seconds,
         "perf/memory_gib": peak_memory_gib(),
     }

@@ -76,12 +76,36 @@ class ResponseLogps:
     present: Tensor
     """[B, R] bool; False marks padding where a prompt has fewer than R responses."""
     scores: Tensor | None = None
-    """[B, R] scores of the responses, or None."""
+    """[B, R] scores of the responses, larger is better; NaN where there is none. None: no prompt has any."""
+    prompt: Tensor | None = None
+    """[B] summed log-probs of the prompts under the policy, nats, with gradient; None unless Needs.prompt."""
+    prompt_lengths: Tensor | None = None
+    """[B] scored tokens of the prompts; None unless Needs.prompt."""
+    baseline: Tensor | None = None
+    """[R] mean log pi / pi^1 over the step's baseline rows, nats, no gradient; None unless Needs.baseline."""
+    draws: Tensor | None = None
+    """[B] one random number in [0, 1) per prompt, a pure function of (seed, step, prompt); None unless Needs.draws."""
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """A part of a loss that is averaged over the tokens of the whole optimizer step and not over its prompts."""
+
+    losses: Tensor
+    """[B] sums over tokens, nats, with gradient; 0 where not valid."""
+    tokens: Tensor
+    """[B] how many tokens each is a sum over, without gradient and never depending on the policy; 0 where not valid."""
+    weight: float
+    """What the mean is multiplied by in the loss."""
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a loss returns."""
+    """What a loss returns.
+
+    The loss of a step is sum(losses) / sum(valid) + weight * sum(per_token.losses) / sum(per_token.tokens).
+    Both denominators count the whole step: all micro-batches of all ranks. So accumulation and sharding change nothing.
+    """
 
     losses: Tensor
     """[B] one loss per prompt, with gradient; 0 (still in the graph) where valid is False."""
@@ -89,6 +113,33 @@ class LossOutput:
     """[B, R] implicit rewards, detached."""
     valid: Tensor
     """[B] bool; False for prompts that cannot be used (a non-finite reference). It depends on the references,
-    lengths and presence alone, never on the policy, so that the denominator is known before the forward."""
+    lengths, presence and scores alone, never on the policy, so that the denominator is known before the forward."""
     stats: dict[str, Tensor] = field(default_factory=dict)
     """Further per-prompt values, detached: [B] is logged under its name, [K, B] as ref/<reference>/<name>."""
+    per_token: TokenLoss | None = None
+    """The token-mean part, for objectives that have one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What an objective, with its options, asks of the run around it."""
+
+    views: tuple[str, ...]
+    """Views of the data that it can be trained on (mrpo_ds/data/views.py), the usual one first."""
+    references: int = 0
+    """Fewest references."""
+    exactly: tuple[int, str] | None = None
+    """The only number of references that fits, and the option that says so; None for any number >= references."""
+    chosen: int = 0
+    """Column of the chosen response: 1 for triples, whose first is the gold one."""
+    unused: tuple[int, ...] = ()
+    """Columns that the policy need not score."""
+    prompt: bool = False
+    """The policy scores the prompts too (ResponseLogps.prompt)."""
+    baseline: str = "none"
+    """none | batch | mismatched: the rows over which ResponseLogps.baseline is a mean, scored without gradient before
+    the step. batch: the step's own. mismatched: the step's prompts, each with the responses of another prompt."""
+    draws: bool = False
+    """A random number per prompt (ResponseLogps.draws)."""
+    score_range: tuple[float, float] | None = None
+    """Every response must have a score, in this closed range; None for any score or none."""

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mrpo_ds.config.schema import MISSING, Config, LossConfig
-from mrpo_ds.config.validate import validate_loss, validate_sections
+from mrpo_ds.config.validate import settle_loss, validate_sections
 from mrpo_ds.errors import ConfigError, require
 from mrpo_ds.registry import load_by_file_name
 
@@ -40,9 +40,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     loss_options = plain.pop("loss", None)
     config = cast(Config, _build(Config, {**plain, "loss": None}, ""))  # the loss's own module builds it
     validate_sections(config)
-    config = replace(config, loss=_build_loss(loss_options))
-    validate_loss(config)
-    return config
+    return settle_loss(replace(config, loss=_build_loss(loss_options)))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

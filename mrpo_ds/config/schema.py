@@ -14,6 +14,7 @@ MISSING = "???"  # OmegaConf's mark of a mandatory value
 DTYPES = ("auto", "bf16", "fp32")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 TEMPLATES = ("auto", "plain")
+VIEWS = ("auto", "pair", "triple", "ranked", "best", "unpaired", "point")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +129,12 @@ class DataConfig:
     """Training sources, read one after the other."""
     eval: list[SourceConfig] = field(default_factory=list)
     """Held-out sources; may be empty."""
-    view: str = "pair"
-    """pair: the best and the worst response of each row. all: every response, best first."""
+    view: str = "auto"
+    """auto: the usual one of the loss. pair: the best and the worst response of each row. triple: the best (gold), the
+    next (chosen) and the worst (rejected). ranked: every response, best first. best: the best alone. unpaired: single
+    responses with a label; of several, the best and the worst. point: every response by itself, with its score."""
+    eval_view: str = "auto"
+    """View of the held-out rows; auto: that of the training rows."""
     max_length: int = 1024
     """Longest prompt + response, in policy tokens, >= 2. Longer responses are cut, as text, for every model."""
     score_eos: bool = True
@@ -142,7 +147,8 @@ class DataConfig:
     """Stop when more rows than this do not survive some model's tokenizer or template unchanged, 0 to 1."""
 
     def __post_init__(self) -> None:
-        require_choice("data.view", self.view, ("pair", "all"))
+        require_choice("data.view", self.view, VIEWS)
+        require_choice("data.eval_view", self.eval_view, VIEWS)
         require(self.max_length >= 2, "data.max_length", self.max_length, ">= 2 tokens")
         for key in ("max_dropped_fraction", "max_truncated_fraction", "max_misread_fraction"):
             value = getattr(self, key)

@@ -1,6 +1,7 @@
 """What one section of the configuration demands of another. Pure arithmetic: no files, no models."""
 
 from collections import Counter
+from dataclasses import replace
 
 from mrpo_ds.config.schema import Config
 from mrpo_ds.errors import require
@@ -21,24 +22,24 @@ def _validate_references(config: Config) -> None:
         require(name in names, "topology.references", name, f"names of references ({', '.join(names) or 'none'})")
 
 
-def validate_loss(config: Config) -> None:
-    """Raise ConfigError when the loss cannot work with the references or the view of the data."""
-    module = load_by_file_name("mrpo_ds.losses", config.loss.name, "loss.name")
-    needed = module.MIN_REFERENCES
-    require(
-        len(config.references) >= needed,
-        "references",
-        [reference.name for reference in config.references],
-        f"at least {needed} for loss.name={config.loss.name}",
-    )
-    module.check_references(config.loss.options, len(config.references))
-    pair_only = module.RESPONSES == 2
-    require(
-        not pair_only or config.data.view == "pair",
-        "data.view",
-        config.data.view,
-        f"pair, because loss.name={config.loss.name} compares two responses",
-    )
+def settle_loss(config: Config) -> Config:
+    """The configuration with the views that its loss needs in place of "auto".
+
+    Raises ConfigError when the loss cannot work with the references or a view of the data.
+    """
+    name = config.loss.name
+    needs = load_by_file_name("mrpo_ds.losses", name, "loss.name").needs(config.loss.options)
+    references = [reference.name for reference in config.references]
+    enough = f"at least {needs.references} for loss.name={name}"
+    require(len(references) >= needs.references, "references", references, enough)
+    if needs.exactly is not None:
+        count, option = needs.exactly
+        require(len(references) == count, "references", references, f"exactly {count} for {option}")
+    view = needs.views[0] if config.data.view == "auto" else config.data.view
+    eval_view = view if config.data.eval_view == "auto" else config.data.eval_view
+    for key, value in (("data.view", view), ("data.eval_view", eval_view)):
+        require(value in needs.views, key, value, f"{' | '.join(needs.views)}, for loss.name={name} with these options")
+    return replace(config, data=replace(config.data, view=view, eval_view=eval_view))
 
 
 def _validate_batches(config: Config) -> None:

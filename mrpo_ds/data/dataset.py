@@ -1,7 +1,7 @@
 """From sources to the examples of a run, with an account of every row that was dropped or cut."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from mrpo_ds.data.adapters._raw import RawExample, RowError
 from mrpo_ds.data.rendering import Renderer
 from mrpo_ds.data.sources import read_rows
 from mrpo_ds.data.truncation import fit_response
+from mrpo_ds.data.views import repeats, select_view
 from mrpo_ds.errors import DataError
 from mrpo_ds.registry import load_by_file_name
 from mrpo_ds.types import Example
@@ -26,11 +27,15 @@ class DataReport:
     rows: int = 0
     """Rows read."""
     kept: int = 0
-    """Rows that became examples."""
+    """Rows that became examples, some views making several of one row."""
+    examples: int = 0
+    """Examples made of them."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Rows that cannot be used, by reason."""
     first_dropped: dict[str, str] = field(default_factory=dict)
     """The first such row of each reason, as "file row N: what is wrong"."""
+    left_out_responses: dict[str, int] = field(default_factory=dict)
+    """Responses of kept rows that cannot be used, by reason."""
     truncated_rows: int = 0
     """Kept rows with at least one response that is cut, or whose closing token does not fit."""
     first_truncated: str = ""
@@ -43,19 +48,25 @@ class DataReport:
         return {
             "rows": self.rows,
             "kept": self.kept,
+            "examples": self.examples,
             "dropped": dict(self.dropped),
             "first_dropped": dict(self.first_dropped),
+            "left_out_responses": dict(self.left_out_responses),
             "truncated_rows": self.truncated_rows,
             "first_truncated": self.first_truncated,
             "responses_per_prompt": self.responses_per_prompt,
         }
 
-    def _keep(self, example: Example) -> None:
+    def _keep(self, examples: Sequence[Example], left_out: Sequence[str]) -> None:
+        """Count one row that became these examples, and its responses that were left out."""
         self.kept += 1
-        self.responses_per_prompt = max(self.responses_per_prompt, len(example.responses))
-        if not all(example.complete):
+        self.examples += len(examples)
+        self.responses_per_prompt = max(self.responses_per_prompt, *(len(each.responses) for each in examples))
+        for reason in left_out:
+            self.left_out_responses[reason] = self.left_out_responses.get(reason, 0) + 1
+        if not all(all(example.complete) for example in examples):
             self.truncated_rows += 1
-            self.first_truncated = self.first_truncated or example.source
+            self.first_truncated = self.first_truncated or examples[0].source
 
     def _drop(self, error: RowError, place: str) -> None:
         self.dropped[error.reason] = self.dropped.get(error.reason, 0) + 1
@@ -69,7 +80,7 @@ def load_examples(
 
     Args:
         sources: config.train or config.eval.
-        config: the view, the lengths and the limits.
+        config: the view (one of data/views.py: never "auto" any more), the lengths and the limits.
         policy: the policy's renderer, which decides what fits.
         what: "train" or "eval", for messages.
 
@@ -89,35 +100,28 @@ def load_examples(
             place = f"{source.source} row {number}"
             report.rows += 1
             try:
-                raw = select_view(adapt(row), config.view)
-                example = _fit(raw, f"{name}:{number}", place, config.max_length, policy)
+                parts = select_view(adapt(row), config.view)
+                made = _fit_row(parts, f"{name}:{number}", place, config, policy)
             except RowError as error:
                 report._drop(error, place)
             except DataError as error:
                 raise DataError(f"{place}: {error}") from error
             else:
-                report._keep(example)
-                examples.append(example)
+                report._keep(made, parts[0].left_out)
+                examples.extend(made)
     _check_report(report, config, what, required=what == "train" or bool(sources))
     return examples, report
 
 
-def select_view(raw: RawExample, view: str) -> RawExample:
-    """The responses that are trained on: the best and the worst ("pair") or every one ("all").
-
-    Raises:
-        RowError: a pair with fewer than two responses or with tied scores, or two responses that are the same.
-    """
-    if view == "pair":
-        if len(raw.responses) < 2:
-            raise RowError("fewer than 2 responses")
-        scores = None if raw.scores is None else (raw.scores[0], raw.scores[-1])
-        raw = replace(raw, responses=(raw.responses[0], raw.responses[-1]), scores=scores)
-        if scores is not None and scores[0] == scores[1]:
-            raise RowError("tied scores", f"best and worst response both have {scores[0]:g}")
-    if len(set(raw.responses)) < len(raw.responses):
-        raise RowError("identical responses")
-    return raw
+def _fit_row(
+    parts: Sequence[RawExample], identity: str, place: str, config: DataConfig, policy: Renderer
+) -> list[Example]:
+    """All examples of a row, cut to what fits; one that does not fit takes the row with it."""
+    names = [identity] if len(parts) == 1 else [f"{identity}/{number}" for number in range(1, len(parts) + 1)]
+    examples = [_fit(part, name, place, config.max_length, policy) for part, name in zip(parts, names, strict=True)]
+    if repeats([text for example in examples for text in example.responses], config.view):
+        raise RowError("identical responses after truncation", f"data.max_length={config.max_length} cuts what differs")
+    return examples
 
 
 def _fit(raw: RawExample, identity: str, place: str, max_length: int, policy: Renderer) -> Example:
@@ -129,8 +133,6 @@ def _fit(raw: RawExample, identity: str, place: str, max_length: int, policy: Re
     texts = tuple(text for text, _ in fitted)
     if not all(text.strip() for text in texts):
         raise RowError("nothing left of a response", f"the prompt leaves room for {room} of {max_length} tokens")
-    if len(set(texts)) < len(texts):
-        raise RowError("identical responses after truncation", f"the prompt leaves room for {room} tokens")
     return Example(identity, raw.prompt, texts, raw.scores, place, tuple(complete for _, complete in fitted))
 
 

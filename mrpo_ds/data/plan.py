@@ -1,12 +1,14 @@
 """The global batches of a run, in order: what every rank of every role computes for itself, so no ids travel."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mrpo_ds.config.schema import OptimizationConfig
 from mrpo_ds.data.order import step_ids, total_steps
 from mrpo_ds.types import Example
 
 Splits = dict[str, list[Example]]
+MISMATCHED = "~mismatched"
+"""Ends the name of a split whose prompts have the responses of other prompts (mrpo_ds/data/mismatched.py)."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Batch:
     """One global batch."""
 
     split: str
-    """train or eval."""
+    """train or eval, or one of these with MISMATCHED."""
     step: int
     """0-based optimizer step (train) or position (eval)."""
     ids: tuple[int, ...]
@@ -23,6 +25,10 @@ class Batch:
     def examples(self, splits: Splits) -> list[Example]:
         """[B] the batch's examples."""
         return [splits[self.split][index] for index in self.ids]
+
+    def mismatched(self) -> "Batch":
+        """The same prompts with the responses of other prompts."""
+        return replace(self, split=self.split + MISMATCHED)
 
 
 def eval_batches(num_examples: int, batch_size: int) -> list[Batch]:

@@ -1,6 +1,6 @@
 """SimPO: length-averaged rewards and a margin, without any reference (Meng et al., arXiv:2405.14734, eq. 6).
 
-    z = beta * (m_w - m_l) - gamma,    loss = -log sigmoid(z)
+    z = beta * (m_w - m_l) - gamma,    loss = -log sigmoid(z) + sft_weight * NLL(y_w)
 
 m is the policy's mean log-prob per scored token, m = l / T, with T counted by the policy's own tokenizer; w is the
 chosen and l the rejected response. The references have no say: those that are loaded are logged and nothing else,
@@ -11,18 +11,13 @@ itself. A ratio of 0.5 read as a gamma, or the reverse, trains without a word, s
 """
 
 import math
-from dataclasses import dataclass, replace
-
-import torch.nn.functional as F
+from dataclasses import dataclass
 
 from mrpo_ds.errors import require
-from mrpo_ds.ops.rows import safe_rows
-from mrpo_ds.types import LossOutput, ResponseLogps
+from mrpo_ds.losses._parts import compare, mean_logps, nll, pair, require_beta, require_not_negative
+from mrpo_ds.ops.rows import safe_rows, without_references
+from mrpo_ds.types import LossOutput, Needs, ResponseLogps
 
-MIN_REFERENCES = 0
-"""Fewest references it can work with."""
-RESPONSES: int | None = 2
-"""Responses per prompt: chosen, rejected."""
 DEFAULT_RATIO = 0.5
 """gamma / beta when neither gamma_beta_ratio nor gamma is given."""
 
@@ -37,9 +32,12 @@ class Config:
     """Margin divided by beta, nats per token, >= 0; typical range 0.1 to 0.8. null: 0.5, unless gamma is given."""
     gamma: float | None = None
     """Margin itself, >= 0. Give this or gamma_beta_ratio, not both."""
+    sft_weight: float = 0.0
+    """Weight of the NLL of the chosen responses, a mean over the step's chosen tokens, >= 0. The paper has none."""
 
     def __post_init__(self) -> None:
-        require(0 < self.beta < math.inf, "loss.beta", self.beta, "> 0")
+        require_beta(self.beta)
+        require_not_negative("sft_weight", self.sft_weight)
         for key in ("gamma_beta_ratio", "gamma"):
             value = getattr(self, key)
             require(value is None or 0 <= value < math.inf, f"loss.{key}", value, ">= 0, or null")
@@ -55,8 +53,9 @@ class Config:
         return self.beta * (DEFAULT_RATIO if self.gamma_beta_ratio is None else self.gamma_beta_ratio)
 
 
-def check_references(config: Config, num_references: int) -> None:
-    """Refuse a number of references that this loss cannot work with: there is none."""
+def needs(config: Config) -> Needs:
+    """Pairs."""
+    return Needs(views=("pair",))
 
 
 def loss(logps: ResponseLogps, config: Config) -> LossOutput:
@@ -64,18 +63,18 @@ def loss(logps: ResponseLogps, config: Config) -> LossOutput:
 
     Args:
         logps: a batch with R = 2 and any K, also 0.
-        config: beta and the margin.
+        config: see Config.
 
     Returns:
-        losses [B]; rewards [B, 2] = beta * l / T, without the margin; no stats.
+        losses [B]; rewards [B, 2] = beta * l / T, without the margin; no stats; per_token: the NLL, if it has a weight.
     """
-    without = replace(logps, reference=logps.reference[:0], reference_lengths=logps.reference_lengths[:0])
-    rows = safe_rows(without)
-    tokens = logps.lengths.to(rows.policy.dtype).clamp(min=1)  # [B, 2]; rows with a 0 are not valid
-    rewards = config.beta * rows.policy / tokens  # [B, 2]
-    chosen, rejected = rewards.unbind(-1)
+    rows = safe_rows(without_references(logps))
+    rewards = config.beta * mean_logps(rows)  # [B, 2]
+    chosen, rejected = pair(rewards)
+    _, per_token = nll(rows.policy[:, 0], rows.lengths[:, 0], rows.valid, config.sft_weight, "token_mean")
     return LossOutput(
-        losses=(-F.logsigmoid(chosen - rejected - config.margin)).where(rows.valid, 0.0),
+        losses=compare(chosen - rejected - config.margin).where(rows.valid, 0.0),
         rewards=rewards.detach(),
         valid=rows.valid,
+        per_token=per_token,
     )

@@ -39,6 +39,8 @@ class RawExample:
     """The answers, best first, at least one."""
     scores: tuple[float, ...] | None = None
     """One finite score per response, larger is better, or None."""
+    left_out: tuple[str, ...] = ()
+    """Why further responses of the row are not among these: a reason for each, such as "missing score"."""
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
@@ -72,25 +74,86 @@ def _check_unicode(text: str, what: str) -> None:
         raise RowError("invalid Unicode", f"{what} has a lone surrogate at character {error.start + 1}") from None
 
 
-def read_text(row: Mapping[str, Any], key: str, what: str) -> str:
-    """Column `key`, which holds a `what` ("prompt", "response"), as the string it is."""
+def rank(prompt: tuple[Message, ...], responses: Sequence[str], scores: Sequence[object] | None) -> RawExample:
+    """The responses that can be used, best first; the others are left out and counted.
+
+    Args:
+        prompt: the conversation up to the answer.
+        responses: the answers of the row, in the order of the file.
+        scores: per response a number, larger is better, or anything else when it has none. None: the row has no
+            scores, and its responses are best first already.
+
+    Returns:
+        The responses with a visible character and, where the row has scores, a finite one. Equal scores keep the order
+        of the file.
+
+    Raises:
+        RowError: no response is left, or the row cannot be used for another reason.
+    """
+    values = [0.0] * len(responses) if scores is None else [finite(score) for score in scores]
+    kept: list[tuple[str, float]] = []
+    left_out = []
+    for text, value in zip(responses, values, strict=True):
+        if not text.strip():
+            left_out.append("empty response")
+        elif value is None:
+            left_out.append("missing score")
+        else:
+            kept.append((text, value))
+    if left_out and not kept:
+        raise RowError(left_out[0], f"no response can be used: {', '.join(left_out)}")
+    if scores is not None:
+        kept.sort(key=lambda item: item[1], reverse=True)  # stable in reverse too
+    texts, numbers = tuple(text for text, _ in kept), tuple(value for _, value in kept)
+    return RawExample(prompt, texts, None if scores is None else numbers, tuple(left_out))
+
+
+def read_value(row: Mapping[str, Any], key: str, what: str) -> Any:
+    """Column `key`, which holds a `what` ("prompt", "response"); never None."""
     value = row.get(key)
     if value is None:
         raise RowError(f"missing {what}", f"'{key}' is missing or null; the columns are: {', '.join(row) or 'none'}")
+    return value
+
+
+def read_text(row: Mapping[str, Any], key: str, what: str) -> str:
+    """Column `key`, which holds a `what` ("prompt", "response"), as the string it is."""
+    value = read_value(row, key, what)
     if not isinstance(value, str):
         raise RowError("wrong type", f"'{key}' is {type(value).__name__}, not text")
     return value
 
 
-def read_messages(value: Sequence[Any], key: str) -> tuple[Message, ...]:
-    """A list of {"role": ..., "content": ...}; other keys of a message are ignored."""
+def read_list(row: Mapping[str, Any], key: str, what: str) -> list[Any]:
+    """Column `key`, which holds a list of `what`s."""
+    value = read_value(row, key, what)
+    if not isinstance(value, list):
+        raise RowError("wrong type", f"'{key}' is {type(value).__name__}, not a list")
+    return value
+
+
+def read_objects(row: Mapping[str, Any], key: str, what: str) -> list[Mapping[str, Any]]:
+    """Column `key`, which holds a list of `what`s with columns of their own."""
+    value = read_list(row, key, what)
+    for number, item in enumerate(value, start=1):
+        if not isinstance(item, Mapping):
+            raise RowError("wrong type", f"'{key}' number {number} is {type(item).__name__}, not an object")
+    return value
+
+
+def read_messages(
+    value: Sequence[Any], key: str, role_key: str = "role", content_key: str = "content"
+) -> tuple[Message, ...]:
+    """A list of {"role": ..., "content": ...}, or of other names for these two; further keys are ignored."""
     messages = []
     for number, turn in enumerate(value, start=1):
         if not isinstance(turn, Mapping):
             raise RowError("wrong type", f"'{key}' turn {number} is {type(turn).__name__}, not a message")
-        role, content = turn.get("role"), turn.get("content")
+        role, content = turn.get(role_key), turn.get(content_key)
         if not isinstance(role, str) or not isinstance(content, str):
-            raise RowError("wrong type", f"'{key}' turn {number} needs a 'role' and a 'content' that are text")
+            raise RowError(
+                "wrong type", f"'{key}' turn {number} needs a '{role_key}' and a '{content_key}' that are text"
+            )
         messages.append(Message(role, content))
     return tuple(messages)
 
@@ -113,8 +176,27 @@ def read_system(row: Mapping[str, Any]) -> tuple[Message, ...]:
     return (Message("system", text),) if text.strip() else ()
 
 
+def add_system(row: Mapping[str, Any], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages after the optional column `system`; a conversation with a system message of its own keeps that."""
+    if messages and messages[0].role == "system":
+        return messages
+    return (*read_system(row), *messages)
+
+
 def read_score(value: object, key: str) -> float:
     """A finite number; booleans are not numbers."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = finite(value)
+    if number is None:
         raise RowError("bad score", f"'{key}' is {value!r}, not a finite number")
-    return float(value)
+    return number
+
+
+def finite(value: object) -> float | None:
+    """A finite number as float, None for anything else; booleans are not numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # JSON has integers of any length
+        return None
+    return number if math.isfinite(number) else None

@@ -25,7 +25,7 @@ def refuse(adapt: Any, row: dict[str, Any], reason: str, detail: str) -> None:
 
 def test_every_adapter_has_adapt() -> None:
     found = names("mrpo_ds.data.adapters")
-    assert found == ["hh_rlhf", "pairs", "ranked"]
+    assert found == ["alpaca_eval", "hh_rlhf", "kto", "mt_bench", "pairs", "ranked", "sharegpt", "triples"]
     assert all(callable(load_by_file_name("mrpo_ds.data.adapters", name, "adapter").adapt) for name in found)
 
 
@@ -129,6 +129,11 @@ class TestPairs:
                 "'score_chosen' is nan, not a finite number",
             ),
             (
+                {"score_chosen": 10**400, "score_rejected": 1},
+                "bad score",
+                f"'score_chosen' is {10**400}, not a finite number",
+            ),
+            (
                 {"score_chosen": True, "score_rejected": 0},
                 "bad score",
                 "'score_chosen' is True, not a finite number",
@@ -156,16 +161,28 @@ class TestRanked:
         row = {"prompt": "Hi?", "responses": ["b", "a"], "scores": None}
         assert ranked.adapt(row) == RawExample((USER,), ("b", "a"))
 
+    @pytest.mark.parametrize("score", [None, float("nan"), float("inf"), 10**400, "9", True, [9]])
+    def test_a_response_without_a_score_is_left_out(self, score: Any) -> None:
+        row = {"prompt": "Hi?", "responses": ["a", "b", "c"], "scores": [1, score, 2]}
+        assert ranked.adapt(row) == RawExample((USER,), ("c", "a"), (2.0, 1.0), ("missing score",))
+
+    @pytest.mark.parametrize(("scores", "kept"), [([1, 2, 3], (3.0, 1.0)), ([1, None, 3], (3.0, 1.0))])
+    def test_an_empty_response_is_left_out(self, scores: list[Any], kept: tuple[float, ...]) -> None:
+        row = {"prompt": "Hi?", "responses": ["a", " \n", "c"], "scores": scores}
+        assert ranked.adapt(row) == RawExample((USER,), ("c", "a"), kept, ("empty response",))
+        assert ranked.adapt(row | {"scores": None}) == RawExample((USER,), ("a", "c"), None, ("empty response",))
+
     @pytest.mark.parametrize(
         ("change", "reason", "detail"),
         [
             ({"responses": None}, "missing response", "'responses' is not a list of texts"),
             ({"responses": []}, "missing response", "no response at all"),
             ({"responses": ["a", None]}, "missing response", "'responses' is not a list of texts"),
-            ({"responses": ["a", " "]}, "empty response", "response 2 has no visible character"),
+            ({"responses": ["\n", " "]}, "empty response", "no response can be used: empty response, empty response"),
+            ({"responses": ["a", "\udfff"]}, "invalid Unicode", "response 2 has a lone surrogate at character 1"),
             ({"scores": [1]}, "bad score", "'scores' is not a list of 2 numbers, one per response"),
             ({"scores": 1}, "bad score", "'scores' is not a list of 2 numbers, one per response"),
-            ({"scores": [1, None]}, "bad score", "'scores' is None, not a finite number"),
+            ({"scores": [True, None]}, "missing score", "no response can be used: missing score, missing score"),
             ({"prompt": None}, "missing prompt", "'prompt' is missing or null; the columns are: prompt, responses"),
         ],
     )

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from mrpo_ds.config.schema import DataConfig, SourceConfig
-from mrpo_ds.data.adapters._raw import RawExample, RowError
-from mrpo_ds.data.dataset import DataReport, check_fits, load_examples, select_view
+from mrpo_ds.data.dataset import DataReport, check_fits, load_examples
 from mrpo_ds.data.rendering import Renderer
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.types import Example, Message
@@ -27,7 +26,7 @@ def load(
     paths: list[str], policy: Renderer, what: str = "train", adapter: str = "pairs", **options: Any
 ) -> tuple[list[Example], DataReport]:
     sources = [SourceConfig(source=path, adapter=adapter) for path in paths]
-    return load_examples(sources, DataConfig(**options), policy, what)
+    return load_examples(sources, DataConfig(**({"view": "pair"} | options)), policy, what)
 
 
 def refused(paths: list[str], policy: Renderer, what: str = "train", **options: Any) -> str:
@@ -50,8 +49,10 @@ def test_examples_and_report(write_jsonl: Write, policy: Renderer) -> None:
     assert report.as_dict() == {
         "rows": 3,
         "kept": 2,
+        "examples": 2,
         "dropped": {"missing response": 1},
         "first_dropped": {"missing response": f"{path} row 2: 'chosen' is missing or null; the columns are: prompt"},
+        "left_out_responses": {},
         "truncated_rows": 0,
         "first_truncated": "",
         "responses_per_prompt": 2,
@@ -67,16 +68,18 @@ def test_sources_follow_each_other_and_ids_differ(write_jsonl: Write, policy: Re
 
 def test_limit(write_jsonl: Write, policy: Renderer) -> None:
     source = SourceConfig(source=write_jsonl([pair(n) for n in range(5)]), limit=2)
-    examples, report = load_examples([source], DataConfig(), policy, "train")
+    examples, report = load_examples([source], DataConfig(view="pair"), policy, "train")
     assert (len(examples), report.rows) == (2, 2)
 
 
 def test_unknown_adapter(write_jsonl: Write, policy: Renderer) -> None:
-    with pytest.raises(ConfigError, match=r"data.eval\[0\].adapter is 'hh'.*hh_rlhf \| pairs \| ranked"):
+    with pytest.raises(ConfigError, match=r"data.eval\[0\].adapter is 'hh'.*hh_rlhf \| .*pairs \| ranked \|"):
         load([write_jsonl([GOOD])], policy, "eval", adapter="hh")
 
 
 class TestView:
+    """One row in, one or more examples out; what a view makes of a row is in test_views.py."""
+
     ROW = {"prompt": "Hi?", "responses": ["bad", "best", "good"], "scores": [1, 3, 2]}
 
     def test_pair_takes_best_and_worst(self, write_jsonl: Write, policy: Renderer) -> None:
@@ -84,33 +87,45 @@ class TestView:
         assert (examples[0].responses, examples[0].scores) == (("best", "bad"), (3.0, 1.0))
         assert report.responses_per_prompt == 2
 
-    def test_all_takes_all(self, write_jsonl: Write, policy: Renderer) -> None:
-        rows = [self.ROW, {"prompt": "Hi?", "responses": ["one"]}]
-        examples, report = load([write_jsonl(rows)], policy, adapter="ranked", view="all")
+    def test_ranked_takes_all(self, write_jsonl: Write, policy: Renderer) -> None:
+        rows = [self.ROW, {"prompt": "Hi?", "responses": ["one", "two"]}]
+        examples, report = load([write_jsonl(rows)], policy, adapter="ranked", view="ranked")
         assert (examples[0].responses, examples[0].scores) == (("best", "good", "bad"), (3.0, 2.0, 1.0))
-        assert examples[1].responses == ("one",)
+        assert examples[1].responses == ("one", "two")
         assert report.responses_per_prompt == 3
 
-    @pytest.mark.parametrize(
-        ("responses", "scores", "view", "reason"),
-        [
-            (("a",), None, "pair", "fewer than 2 responses"),
-            (("a", "b", "c"), (2.0, 2.0, 2.0), "pair", "tied scores"),
-            (("a", "b", "a"), None, "pair", "identical responses"),
-            (("a", "b", "b"), None, "all", "identical responses"),
-        ],
-    )
-    def test_unusable(
-        self, responses: tuple[str, ...], scores: tuple[float, ...] | None, view: str, reason: str
-    ) -> None:
-        with pytest.raises(RowError) as caught:
-            select_view(RawExample((Message("user", "Hi?"),), responses, scores), view)
-        assert caught.value.reason == reason
+    def test_one_row_becomes_several_examples(self, write_jsonl: Write, policy: Renderer) -> None:
+        path = write_jsonl([{}, self.ROW, self.ROW | {"responses": ["x", "y", ""]}, pair(3)], "few.jsonl")
+        examples, report = load([path], policy, adapter="ranked", view="point", **LENIENT)
+        assert [(example.id, example.responses[0], example.scores) for example in examples] == [
+            ("few:2/1", "best", (3.0,)),
+            ("few:2/2", "good", (2.0,)),
+            ("few:2/3", "bad", (1.0,)),
+            ("few:3/1", "y", (3.0,)),
+            ("few:3/2", "x", (1.0,)),
+        ]
+        assert examples[1].source == f"{path} row 2"
+        assert (report.rows, report.kept, report.examples, report.responses_per_prompt) == (4, 2, 5, 1)
+        assert report.dropped == {"missing response": 2}
 
-    def test_usable_in_the_other_view(self) -> None:
-        prompt = (Message("user", "Hi?"),)
-        assert select_view(RawExample(prompt, ("a", "b"), (2.0, 2.0)), "all").scores == (2.0, 2.0)
-        assert select_view(RawExample(prompt, ("a", "b", "b", "c")), "pair").responses == ("a", "c")
+    def test_one_row_that_stays_one_example_keeps_its_name(self, write_jsonl: Write, policy: Renderer) -> None:
+        row = {"prompt": "Hi?", "responses": ["one"], "scores": [1]}
+        for view in ("point", "unpaired", "best"):
+            examples, _ = load([write_jsonl([row])], policy, adapter="ranked", view=view)
+            assert [example.id for example in examples] == ["rows:1"]
+
+    def test_what_was_left_out_is_counted_for_kept_rows(self, write_jsonl: Write, policy: Renderer) -> None:
+        texts = ["a", "b", "a", "", "c", "d"]
+        rows = [
+            {"prompt": "Hi?", "responses": texts, "scores": [6, 5, 4, 3, None, None]},
+            {"prompt": "Hi?", "responses": ["a", ""], "scores": [2, 1]},
+        ]
+        path = write_jsonl(rows)
+        _, report = load([path], policy, adapter="ranked", view="ranked", **LENIENT)
+        assert report.left_out_responses == {"duplicate response": 1, "empty response": 1, "missing score": 2}
+        assert report.dropped == {"fewer than 2 responses": 1}
+        _, report = load([path], policy, adapter="ranked", view="point")
+        assert report.left_out_responses == {"empty response": 2, "missing score": 2}
 
 
 class TestLength:
@@ -148,6 +163,41 @@ class TestLength:
         path = write_jsonl([{"prompt": "Hi?", "chosen": "qqqx", "rejected": "qqqz"}])
         message = refused([path], policy, max_length=self.prompt_tokens(policy) + 3)
         assert "1 x identical responses after truncation" in message
+
+    @pytest.mark.parametrize(
+        ("view", "responses", "kept"),
+        [
+            ("pair", ["qqqx", "z", "qqqz"], 0),
+            ("triple", ["qqqx", "qqqz", "z"], 1),
+            ("triple", ["z", "qqqx", "qqqz"], 0),
+            ("triple", ["qqqx", "z", "qqqz"], 0),
+            ("ranked", ["qqqx", "qqqz", "z"], 0),
+            ("ranked", ["qqqx", "z", "x"], 1),
+            ("best", ["qqqx", "qqqz"], 1),
+            ("unpaired", ["qqqx", "qqqz"], 0),
+            ("unpaired", ["qqqx", "z"], 2),
+            ("point", ["qqqx", "qqqz"], 2),
+        ],
+    )
+    def test_the_same_once_cut_in_each_view(
+        self, write_jsonl: Write, policy: Renderer, view: str, responses: list[str], kept: int
+    ) -> None:
+        good = {"prompt": "Hi?", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}
+        row = {"prompt": "Hi?", "responses": responses, "scores": [3, 2, 1][: len(responses)]}
+        max_length = self.prompt_tokens(policy) + 3
+        path = write_jsonl([good, row])
+        examples, report = load([path], policy, adapter="ranked", view=view, max_length=max_length, **LENIENT)
+        assert sum(example.id.startswith("rows:2") for example in examples) == kept
+        assert report.dropped == ({} if kept else {"identical responses after truncation": 1})
+        assert report.truncated_rows == (1 if kept else 0)
+
+    def test_one_example_that_does_not_fit_takes_its_row_along(self, write_jsonl: Write, policy: Renderer) -> None:
+        row = {"prompt": "Hi?", "responses": ["x", "\U0001f600"], "scores": [2, 1]}
+        path = write_jsonl([row, row | {"responses": ["x", "y"]}])
+        max_length = self.prompt_tokens(policy) + 2
+        examples, report = load([path], policy, adapter="ranked", view="point", max_length=max_length, **LENIENT)
+        assert [example.id for example in examples] == ["rows:2/1", "rows:2/2"]
+        assert report.dropped == {"nothing left of a response": 1}
 
 
 class TestLimits:

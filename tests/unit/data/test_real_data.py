@@ -1,11 +1,15 @@
 """Published data sets, where they lie beside the repository: counts against the README that came with them."""
 
 import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mrpo_ds.config.schema import DataConfig, SourceConfig
+from mrpo_ds.data.adapters import alpaca_eval, kto, mt_bench, pairs
 from mrpo_ds.data.dataset import check_fits, load_examples
 from mrpo_ds.data.rendering import Renderer
 from mrpo_ds.data.sources import read_rows
@@ -34,13 +38,83 @@ def test_preference_files(
     folder: str, adapter: str, name: str, rows: int, dropped: dict[str, int], policy: Renderer, plain_unigram: Renderer
 ) -> None:
     source = SourceConfig(source=str(DATA / "preference" / folder / f"{name}.jsonl.gz"), adapter=adapter)
-    config = DataConfig(max_length=100_000)  # and the default limit: at most 1 row of 100 cannot be used
+    config = DataConfig(max_length=100_000, view="pair")  # and the default limit: at most 1 row of 100 cannot be used
     examples, report = load_examples([source], config, policy, "train")
     assert (report.rows, report.dropped, report.truncated_rows) == (rows, dropped, 0)
     assert all(len(example.responses) == 2 for example in examples)
     assert len({example.id for example in examples}) == len(examples)
     fits = check_fits(examples[:100], {"bytes": policy, "fallback": plain_unigram})
     assert [(fit.refused, fit.not_round_trip, fit.left_out) for fit in fits.values()] == [(0, 0, 0)] * 2
+
+
+# file, adapter, view: (rows, examples, reasons for rows that cannot be used, for responses that are left out).
+RANKED = [
+    (
+        "alpaca_eval_ranked/ranked",
+        "alpaca_eval",
+        "ranked",
+        613,
+        613,
+        {},
+        {"empty response": 13, "duplicate response": 43},
+    ),
+    ("mt_bench_ranked/ranked", "mt_bench", "triple", 64, 58, {"tied scores": 6}, {"empty response": 1}),
+    ("mt_bench_ranked/ranked", "mt_bench", "point", 64, 575, {}, {"empty response": 1}),
+    ("llama_factory/dpo_en_demo", "sharegpt", "pair", 236, 236, {}, {}),
+    ("llama_factory/kto_en_demo", "kto", "unpaired", 243, 243, {}, {}),
+]
+
+
+@pytest.mark.parametrize(("file", "adapter", "view", "rows", "made", "dropped", "left_out"), RANKED)
+def test_other_layouts(
+    file: str,
+    adapter: str,
+    view: str,
+    rows: int,
+    made: int,
+    dropped: dict[str, int],
+    left_out: dict[str, int],
+    policy: Renderer,
+    plain_unigram: Renderer,
+) -> None:
+    source = SourceConfig(source=str(DATA / "preference" / f"{file}.jsonl.gz"), adapter=adapter)
+    config = DataConfig(max_length=100_000, view=view, max_dropped_fraction=0.1)
+    examples, report = load_examples([source], config, policy, "train")
+    assert (report.rows, report.examples, report.dropped) == (rows, made, dropped)
+    assert report.left_out_responses == left_out
+    assert len({example.id for example in examples}) == len(examples) == made
+    assert all(list(example.scores) == sorted(example.scores, reverse=True) for example in examples if example.scores)
+    fits = check_fits(examples[:20], {"bytes": policy, "fallback": plain_unigram})
+    assert [(fit.refused, fit.not_round_trip, fit.left_out) for fit in fits.values()] == [(0, 0, 0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("file", "adapter", "lowest", "highest", "labels"),
+    [
+        ("alpaca_eval_ranked/ranked", alpaca_eval, 1.0, 2.0, None),
+        ("mt_bench_ranked/ranked", mt_bench, 1.0, 10.0, None),
+        ("llama_factory/kto_en_demo", kto, 0.0, 1.0, {0.0: 123, 1.0: 120}),
+    ],
+)
+def test_scores(file: str, adapter: Any, lowest: float, highest: float, labels: dict[float, int] | None) -> None:
+    source = SourceConfig(source=str(DATA / "preference" / f"{file}.jsonl.gz"))
+    scores = Counter(score for _, row in read_rows(source) for score in adapter.adapt(row).scores)
+    assert lowest <= min(scores) < max(scores) <= highest
+    assert labels is None or scores == labels
+
+
+def test_a_triple_file_as_tpo_publishes_it(policy: Renderer, write_jsonl: Callable[..., str]) -> None:
+    """No such file lies here; this one is made of UltraFeedback's rows: gold is the chosen answer."""
+    source = SourceConfig(source=str(DATA / "preference/ultrafeedback_binarized/eval.jsonl.gz"), limit=30)
+    rows = []
+    for raw in (pairs.adapt(row) for _, row in read_rows(source)):
+        chosen, rejected = raw.responses
+        prompt = raw.prompt[-1].content
+        rows.append({"prompt": prompt, "reference": chosen, "chosen": chosen, "rejected": rejected})
+    made = SourceConfig(source=write_jsonl(rows), adapter="triples")
+    examples, report = load_examples([made], DataConfig(max_length=100_000, view="triple"), policy, "train")
+    assert (report.kept, report.responses_per_prompt) == (30, 3)
+    assert all(example.responses[0] == example.responses[1] for example in examples)
 
 
 def test_every_file_has_the_rows_that_its_readme_says() -> None:
