@@ -58,7 +58,13 @@ def _models(config: Config) -> list[tuple[str, AnyModelConfig]]:
 def _report_data(material: Material, model_configs: dict[str, Any]) -> None:
     for split, report in material.reports.items():
         dropped = ", ".join(f"{count} x {reason}" for reason, count in report.dropped.items()) or "none"
-        log(f"{split}: {report.kept} of {report.rows} rows; dropped: {dropped}; responses cut: {report.truncated_rows}")
+        left_out = ", ".join(f"{count} x {reason}" for reason, count in report.left_out_responses.items())
+        log(
+            f"{split}: {report.kept} of {report.rows} rows; dropped: {dropped}; responses cut: {report.truncated_rows}"
+            + (f"; responses left out: {left_out}" if left_out else "")
+        )
+        if report.examples != report.kept or report.responses_per_prompt != 2:
+            log(f"{split}: {report.examples} examples with up to {report.responses_per_prompt} responses")
     examples = [example for split in material.splits.values() for example in split]
     renderers = {name: speaker.renderer for name, speaker in material.speakers.items()}
     for name, fit in check_fits(examples, renderers).items():

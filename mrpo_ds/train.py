@@ -136,8 +136,9 @@ class PolicyRun:
         if not self.config.references:
             return
         first, policy = self.config.references[0], self.config.model
-        theirs, ours = metrics[f"ref/{first.name}/logps/chosen"], metrics["logps/chosen"]
-        if abs(theirs - ours) <= START_TOLERANCE * abs(ours):
+        side = "chosen" if math.isfinite(metrics["logps/chosen"]) else "rejected"  # single responses may lack one
+        theirs, ours = metrics[f"ref/{first.name}/logps/{side}"], metrics[f"logps/{side}"]
+        if not math.isfinite(ours) or abs(theirs - ours) <= START_TOLERANCE * abs(ours):
             return
         message = (
             f"the policy's log-prob of the first batch is {ours:.3f} nats, that of RefM1 ({first.name}) {theirs:.3f}: "

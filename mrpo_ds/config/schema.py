@@ -141,6 +141,8 @@ class DataConfig:
     """Score the closing end-of-turn token of complete responses, by every model or by none."""
     max_dropped_fraction: float = 0.01
     """Stop when more rows than this cannot be used, 0 to 1."""
+    max_left_out_fraction: float = 0.05
+    """Stop when more responses than this (empty, repeated, without a score) are left out of rows that stay, 0 to 1."""
     max_truncated_fraction: float = 0.1
     """Stop when more rows than this have a response cut, 0 to 1."""
     max_misread_fraction: float = 0.01
@@ -150,7 +152,7 @@ class DataConfig:
         require_choice("data.view", self.view, VIEWS)
         require_choice("data.eval_view", self.eval_view, VIEWS)
         require(self.max_length >= 2, "data.max_length", self.max_length, ">= 2 tokens")
-        for key in ("max_dropped_fraction", "max_truncated_fraction", "max_misread_fraction"):
+        for key in ("max_dropped_fraction", "max_left_out_fraction", "max_truncated_fraction", "max_misread_fraction"):
             value = getattr(self, key)
             require(0 <= value <= 1, f"data.{key}", value, "0 to 1")
 

@@ -34,6 +34,8 @@ class DataReport:
     """Rows that cannot be used, by reason."""
     first_dropped: dict[str, str] = field(default_factory=dict)
     """The first such row of each reason, as "file row N: what is wrong"."""
+    responses: int = 0
+    """Their responses."""
     left_out_responses: dict[str, int] = field(default_factory=dict)
     """Responses of kept rows that cannot be used, by reason."""
     truncated_rows: int = 0
@@ -51,6 +53,7 @@ class DataReport:
             "examples": self.examples,
             "dropped": dict(self.dropped),
             "first_dropped": dict(self.first_dropped),
+            "responses": self.responses,
             "left_out_responses": dict(self.left_out_responses),
             "truncated_rows": self.truncated_rows,
             "first_truncated": self.first_truncated,
@@ -61,6 +64,7 @@ class DataReport:
         """Count one row that became these examples, and its responses that were left out."""
         self.kept += 1
         self.examples += len(examples)
+        self.responses += sum(len(each.responses) for each in examples)
         self.responses_per_prompt = max(self.responses_per_prompt, *(len(each.responses) for each in examples))
         for reason in left_out:
             self.left_out_responses[reason] = self.left_out_responses.get(reason, 0) + 1
@@ -163,6 +167,14 @@ def _check_report(report: DataReport, config: DataConfig, what: str, required: b
         raise DataError(
             f"data.{what}: {_share(num_dropped, report.rows)} cannot be used, more than data.max_dropped_fraction="
             f"{config.max_dropped_fraction:g} allows: {reasons}. Mend the rows, or raise data.max_dropped_fraction"
+        )
+    num_left_out = sum(report.left_out_responses.values())
+    if _fraction(num_left_out, num_left_out + report.responses) > config.max_left_out_fraction:
+        left_out = ", ".join(f"{count} x {reason}" for reason, count in report.left_out_responses.items())
+        raise DataError(
+            f"data.{what}: {num_left_out} of {num_left_out + report.responses} responses are left out of the rows that "
+            f"are used, more than data.max_left_out_fraction={config.max_left_out_fraction:g} allows: {left_out}. Mend "
+            f"the rows, or raise data.max_left_out_fraction"
         )
     if _fraction(report.truncated_rows, report.rows) > config.max_truncated_fraction:
         raise DataError(

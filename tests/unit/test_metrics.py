@@ -8,8 +8,8 @@ import torch
 
 from mrpo_ds.data.micro import MicroBatch
 from mrpo_ds.errors import NonFiniteError
-from mrpo_ds.metrics import Totals, best_and_last, prompt_metrics, raise_if_gradient_not_finite
-from mrpo_ds.types import Example, LossOutput, Message, ResponseLogps, SequenceBatch
+from mrpo_ds.metrics import Totals, prompt_metrics, raise_if_gradient_not_finite
+from mrpo_ds.types import Example, LossOutput, Message, ResponseLogps, SequenceBatch, TokenLoss
 from tests.support import world_of_one
 
 NAN = math.nan
@@ -30,16 +30,23 @@ def micro_of(prompts, counted=None):
     )
 
 
-def logps_of(policy, reference=(), present=None):
+def logps_of(policy, reference=(), present=None, scores=None):
     policy = torch.tensor(policy)
     reference = torch.tensor(reference) if len(reference) else torch.zeros(0, *policy.shape)
     present = torch.ones(policy.shape, dtype=torch.bool) if present is None else torch.tensor(present)
-    return ResponseLogps(policy, torch.ones_like(policy), reference, torch.ones_like(reference), present)
+    scores = None if scores is None else torch.tensor(scores)
+    return ResponseLogps(policy, torch.ones_like(policy), reference, torch.ones_like(reference), present, scores)
 
 
 def output_of(losses, rewards, valid=None, **stats):
     valid = [True] * len(losses) if valid is None else valid
     return LossOutput(torch.tensor(losses), torch.tensor(rewards), torch.tensor(valid), stats)
+
+
+def shown(values, name):
+    """A metric's values, with None for the prompts that do not have it."""
+    value, applies = values[name]
+    return [number if has else None for number, has in zip(value.float().tolist(), applies.tolist(), strict=True)]
 
 
 def pairs(losses, valid=None, policy=None):
@@ -56,7 +63,7 @@ def examples(count):
 
 
 def test_means_are_over_prompts_and_not_over_micro_batches():
-    totals = Totals(["r"])
+    totals = Totals(["r"], chosen=0)
     totals.add(*pairs([1.0, 2.0, 3.0]), micro_of([0, 1, 2]))
     totals.add(*pairs([10.0]), micro_of([3]))
     means = totals.means()
@@ -65,7 +72,7 @@ def test_means_are_over_prompts_and_not_over_micro_batches():
 
 
 def test_filler_counts_in_nothing():
-    totals = Totals(["r"])
+    totals = Totals(["r"], chosen=0)
     totals.add(*pairs([1.0, 2.0]), micro_of([0, 1]))
     alone = totals.means()
     totals.add(*pairs([100.0], policy=[[-50.0, -60.0]]), micro_of([0], counted=[False]))
@@ -74,7 +81,7 @@ def test_filler_counts_in_nothing():
 
 
 def test_invalid_prompts_are_counted_as_dropped_and_nowhere_else():
-    totals = Totals(["r"])
+    totals = Totals(["r"], chosen=0)
     totals.add(
         *pairs([1.0, 0.0, 3.0], [True, False, True], [[-1.0, -2.0], [NAN, NAN], [-1.0, -2.0]]), micro_of([0, 1, 2])
     )
@@ -85,7 +92,7 @@ def test_invalid_prompts_are_counted_as_dropped_and_nowhere_else():
 
 
 def test_a_step_without_a_usable_prompt_has_numbers_all_the_same():
-    totals = Totals(["r"])
+    totals = Totals(["r"], chosen=0)
     totals.add(*pairs([0.0, 0.0], [False, False]), micro_of([0, 1]))
     means = totals.means()
     assert (means["prompts"], means["dropped"], means["loss"]) == (0.0, 2.0, 0.0)
@@ -93,7 +100,7 @@ def test_a_step_without_a_usable_prompt_has_numbers_all_the_same():
 
 def test_large_sums_keep_their_last_digits():
     """10 000 prompts of -500 nats: a float32 sum of them would be off in the fifth digit."""
-    totals = Totals(["r"])
+    totals = Totals(["r"], chosen=0)
     policy = [[-500.0 - index / 1e4, -1.0] for index in range(10_000)]
     for start in range(0, 10_000, 100):
         totals.add(*pairs([1.0] * 100, policy=policy[start : start + 100]), micro_of(list(range(100))))
@@ -101,7 +108,7 @@ def test_large_sums_keep_their_last_digits():
 
 
 def test_the_rows_whose_loss_is_not_finite_are_named_by_id_and_place():
-    totals = Totals(["r"])
+    totals = Totals(["r"], chosen=0)
     totals.add(*pairs([1.0, NAN]), micro_of([4, 2]))
     totals.add(*pairs([math.inf]), micro_of([0]))
     with pytest.raises(NonFiniteError) as error:
@@ -113,7 +120,7 @@ def test_the_rows_whose_loss_is_not_finite_are_named_by_id_and_place():
 
 
 def test_many_bad_rows_are_counted_after_the_first_five():
-    totals = Totals(["r"])
+    totals = Totals(["r"], chosen=0)
     totals.add(*pairs([NAN] * 9), micro_of(list(range(9))))
     with pytest.raises(NonFiniteError, match=r"row-4 \(file row 4\): loss nan and 4 more\. A lower"):
         totals.raise_if_not_finite(totals.means(), 1, examples(9))
@@ -139,6 +146,9 @@ def test_names_and_values_of_a_pair():
         "logps/chosen": [-1.0, -6.0],
         "logps/rejected": [-4.0, -2.0],
         "logps/accuracies": [1.0, 0.0],
+        "rewards/top1": [1.0, 0.0],  # of two, the same as accuracies
+        "rewards/pair_accuracies": [1.0, 0.0],
+        "rewards/pair_margins": [0.2, 0.0],
         "ref/gemma/logps/chosen": [-2.0, -7.0],
         "ref/gemma/logps/rejected": [-5.0, -3.0],
         "ref/gemma/margin": [3.0, -4.0],
@@ -146,7 +156,7 @@ def test_names_and_values_of_a_pair():
     }
     assert values.keys() == expected.keys()
     for name, numbers in expected.items():
-        assert values[name].float().tolist() == pytest.approx(numbers), name
+        assert shown(values, name) == pytest.approx(numbers), name
 
 
 def test_stats_are_named_as_they_are_or_after_their_reference():
@@ -155,8 +165,8 @@ def test_stats_are_named_as_they_are_or_after_their_reference():
         stats={"vref/offset": torch.tensor([7.0]), "weight": torch.tensor([[0.25], [0.75]])},
     )
     values = prompt_metrics(output, logps_of([[-1.0, -4.0]], [[[-2.0, -5.0]], [[-3.0, -6.0]]]), ["a", "b"])
-    assert values["vref/offset"].tolist() == [7.0]
-    assert (values["ref/a/weight"].item(), values["ref/b/weight"].item()) == (0.25, 0.75)
+    assert shown(values, "vref/offset") == [7.0]
+    assert (shown(values, "ref/a/weight"), shown(values, "ref/b/weight")) == ([0.25], [0.75])
 
 
 def test_without_references_there_is_nothing_to_say_about_them():
@@ -165,6 +175,63 @@ def test_without_references_there_is_nothing_to_say_about_them():
 
 
 def test_rejected_is_the_last_response_that_is_there():
-    values = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, NAN], [6.0, NAN, NAN]])
-    best, last = best_and_last(values, ~values.isnan())
-    assert (best.tolist(), last.tolist()) == ([1.0, 4.0, 6.0], [3.0, 5.0, 6.0])
+    rewards = [[1.0, 2.0, 3.0], [4.0, 5.0, NAN], [6.0, NAN, NAN]]
+    present = [[True, True, True], [True, True, False], [True, False, False]]
+    values = prompt_metrics(output_of([0.0] * 3, rewards), logps_of(rewards, present=present), [])
+    assert shown(values, "rewards/chosen") == [1.0, 4.0, 6.0]
+    assert shown(values, "rewards/rejected") == [3.0, 5.0, None]
+    assert shown(values, "rewards/accuracies") == [0.0, 0.0, None]
+
+
+def test_the_gold_response_of_a_triple_is_not_the_chosen_one():
+    rewards = [[0.0, 3.0, 1.0]]
+    values = prompt_metrics(output_of([0.0], rewards), logps_of(rewards), [], chosen=1)
+    assert (shown(values, "rewards/chosen"), shown(values, "rewards/rejected")) == ([3.0], [1.0])
+    assert (shown(values, "rewards/top1"), shown(values, "rewards/pair_accuracies")) == ([1.0], [1.0])
+
+
+def test_a_single_response_is_chosen_or_rejected_by_its_score():
+    values = prompt_metrics(
+        output_of([0.0] * 3, [[0.5], [0.25], [0.75]]),
+        logps_of([[-1.0], [-2.0], [-3.0]], scores=[[1.0], [0.0], [NAN]]),
+        [],
+    )
+    assert shown(values, "rewards/chosen") == [0.5, None, 0.75]
+    assert shown(values, "rewards/rejected") == [None, 0.25, None]
+    for name in ("margins", "accuracies", "ties", "top1", "pair_accuracies", "pair_margins"):
+        assert shown(values, f"rewards/{name}") == [None] * 3
+
+
+def test_the_margin_of_single_responses_is_that_of_their_means():
+    totals = Totals([], chosen=0)
+    output = output_of([0.0] * 3, [[0.5], [0.25], [1.5]])
+    totals.add(output, logps_of([[-1.0]] * 3, scores=[[1.0], [0.0], [1.0]]), micro_of([0, 1, 2]))
+    means = totals.means()
+    assert means["rewards/margins"] == pytest.approx(1.0 - 0.25)
+    assert math.isnan(means["rewards/accuracies"])
+
+
+def test_lists_are_ranked_by_their_scores_and_ties_do_not_count():
+    """Scores 3, 2, 2, 1: five ordered pairs, of which the rewards get 1 > 2, 1 > 3, 1 > 4 and 2 > 4 right."""
+    rewards = [[4.0, 3.0, 1.0, 2.0]]
+    values = prompt_metrics(output_of([0.0], rewards), logps_of(rewards, scores=[[3.0, 2.0, 2.0, 1.0]]), [])
+    assert shown(values, "rewards/top1") == [1.0]
+    assert shown(values, "rewards/pair_accuracies") == pytest.approx([4 / 5])
+    assert shown(values, "rewards/pair_margins") == pytest.approx([(1 + 3 + 2 + 1 - 1) / 5])
+
+
+def test_the_best_response_must_beat_every_worse_one():
+    rewards = [[2.0, 1.0, 2.0]]
+    values = prompt_metrics(output_of([0.0], rewards), logps_of(rewards, scores=[[3.0, 2.0, 1.0]]), [])
+    assert shown(values, "rewards/top1") == [0.0]
+
+
+def test_a_token_mean_is_over_the_tokens_of_all_micro_batches():
+    totals = Totals([], chosen=0)
+    for position, (nats, tokens) in enumerate([(6.0, 2.0), (1.0, 8.0)]):
+        part = TokenLoss(torch.tensor([nats]), torch.tensor([tokens]), weight=0.5)
+        output = replace(output_of([1.0], [[2.0, 1.0]]), per_token=part)
+        totals.add(output, logps_of([[-1.0, -2.0]]), micro_of([position]))
+    means = totals.means()
+    assert means["nll_loss"] == pytest.approx(7 / 10)  # not (3 + 1 / 8) / 2
+    assert means["loss"] == pytest.approx(1.0 + 0.5 * 7 / 10)

@@ -11,7 +11,7 @@ from mrpo_ds.data.plan import Batch
 from mrpo_ds.errors import NonFiniteError
 from mrpo_ds.material import prepare
 from mrpo_ds.models import load_scorer, score
-from mrpo_ds.objective import Objective
+from mrpo_ds.objective import Objective, ScoredBatch
 from mrpo_ds.reference.client import ReferenceAnswer
 from mrpo_ds.train import Update, train_step
 from tests.support import base_config, world_of_one, write_config
@@ -41,6 +41,10 @@ class PlainEngine:
     def forward(self, batch):
         return score(self.scorer, batch)
 
+    def score(self, batch):
+        with torch.no_grad():
+            return score(self.scorer, batch)
+
     def backward(self, loss, last):
         (loss / self.ranks).backward()  # as an engine that averages the ranks' gradients
 
@@ -67,7 +71,8 @@ def objective(material):
 def batch_of(material, rank=0, size=1, **limits):
     policy = material.speakers["policy"]
     limits = replace(material.config.train, **{"micro_batch_size": None, **limits})
-    return PolicyBatcher(material.splits, policy.renderer, policy.pad_id, limits, rank, size, CPU).build(BATCH)
+    batcher = PolicyBatcher(material.splits, policy.renderer, policy.pad_id, limits, material.needs, rank, size, CPU)
+    return batcher.build(BATCH)
 
 
 def answer_of(invalid=()):
@@ -88,7 +93,7 @@ def whole_batch_gradient(material, objective, answer):
     engine = PlainEngine(material.config)
     batch = batch_of(material)
     (micro,) = batch.micros
-    _, output = objective.apply(batch, micro, engine.forward(micro.sequences), answer)
+    _, output = objective.apply(ScoredBatch(batch, answer), micro, engine.forward(micro.sequences), None)
     output.losses[output.valid].mean().backward()
     return engine.gradient(), output.losses[output.valid].mean().item()
 
@@ -99,7 +104,7 @@ def test_micro_batches_add_up_to_the_mean_over_the_valid_prompts(material, objec
     answer = answer_of(invalid)
     gradient, loss = whole_batch_gradient(material, objective, answer)
     engine = PlainEngine(material.config)
-    metrics = train_step(engine, objective, batch_of(material, **limits), answer, UPDATE)
+    metrics = train_step(engine, objective, ScoredBatch(batch_of(material, **limits), answer), UPDATE)
     torch.testing.assert_close(engine.gradient(), gradient, rtol=1e-4, atol=1e-5)
     assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert (metrics["prompts"], metrics["dropped"]) == (7 - len(invalid), len(invalid))
@@ -116,7 +121,7 @@ def test_ranks_add_up_to_the_same_gradient_and_filler_to_nothing(material, objec
     for rank in range(size):
         engine = PlainEngine(material.config, ranks=size)
         share = batch_of(material, rank, size, micro_batch_size=1)
-        metrics = train_step(engine, objective, share, answer, replace(UPDATE, ranks=size))
+        metrics = train_step(engine, objective, ScoredBatch(share, answer), replace(UPDATE, ranks=size))
         total = total + engine.gradient()
         counted += metrics["prompts"]
     torch.testing.assert_close(total, gradient, rtol=1e-4, atol=1e-5)
@@ -125,7 +130,7 @@ def test_ranks_add_up_to_the_same_gradient_and_filler_to_nothing(material, objec
 
 def test_a_batch_without_a_usable_prompt_moves_nothing_and_divides_by_nothing(material, objective):
     engine = PlainEngine(material.config)
-    metrics = train_step(engine, objective, batch_of(material), answer_of(invalid=range(7)), UPDATE)
+    metrics = train_step(engine, objective, ScoredBatch(batch_of(material), answer_of(invalid=range(7))), UPDATE)
     assert (metrics["loss"], metrics["prompts"], metrics["dropped"], metrics["grad_norm"]) == (0.0, 0.0, 7.0, 0.0)
 
 
@@ -134,7 +139,7 @@ def test_a_policy_that_is_not_finite_stops_before_the_update(material, objective
     with torch.no_grad():
         engine.scorer.model.model.norm.weight[0] = torch.nan
     with pytest.raises(NonFiniteError, match=r"the loss of step 3 is not finite.*train:1 .*train\.jsonl row 1"):
-        train_step(engine, objective, batch_of(material), answer_of(), UPDATE)
+        train_step(engine, objective, ScoredBatch(batch_of(material), answer_of()), UPDATE)
     assert engine.steps == []
 
 
@@ -142,4 +147,4 @@ def test_a_gradient_that_is_not_finite_is_not_passed_over(material, objective):
     engine = PlainEngine(material.config)
     engine.grad_norm = float("inf")
     with pytest.raises(NonFiniteError, match="the gradient of step 3 is not finite"):
-        train_step(engine, objective, batch_of(material), answer_of(), UPDATE)
+        train_step(engine, objective, ScoredBatch(batch_of(material), answer_of()), UPDATE)

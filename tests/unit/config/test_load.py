@@ -153,7 +153,7 @@ def test_a_wrong_type_is_told_with_its_full_key_its_value_and_what_is_allowed(lo
     ("override", "expected"),
     [
         ("loss.weights=[0.3,0.6]", "loss.weights is [0.3, 0.6]; allowed: arwc | uniform | a list of numbers >= 0 that"),
-        ("loss.weights=[1]", "loss.weights is [1]; allowed: 2 numbers, one per reference."),
+        ("loss.weights=[1]", "references is ['one', 'two']; allowed: exactly 1 for loss.weights=[1]."),
         ("loss.weights=none", "loss.weights is 'none'; allowed: arwc | uniform"),
         ("loss.eps_max=-1", "loss.eps_max is -1.0; allowed: >= 0."),
         ("loss.beta=0", "loss.beta is 0.0; allowed: > 0."),

@@ -24,7 +24,8 @@ RANGES = [
     ("topology.timeout_seconds=0", "topology.timeout_seconds", "0.0", "> 0 seconds"),
     ("topology.timeout_seconds=inf", "topology.timeout_seconds", "inf", "> 0 seconds"),
     ("data.train.0.limit=0", "limit of data source 'train.jsonl'", "0", ">= 1 rows, or null"),
-    ("data.view=triple", "data.view", "'triple'", "pair | all"),
+    ("data.view=all", "data.view", "'all'", "auto | pair | triple | ranked | best | unpaired | point"),
+    ("data.eval_view=all", "data.eval_view", "'all'", "auto | pair | triple | ranked | best | unpaired | point"),
     ("data.max_length=1", "data.max_length", "1", ">= 2 tokens"),
     ("data.max_dropped_fraction=1.5", "data.max_dropped_fraction", "1.5", "0 to 1"),
     ("data.max_dropped_fraction=nan", "data.max_dropped_fraction", "nan", "0 to 1"),
@@ -106,14 +107,18 @@ CONFLICTS = [
     ),
     (["references=[]"], "references is []; allowed: at least 1 for loss.name=mrpo."),
     (["loss.name=dpo", "references=[]"], "references is []; allowed: at least 1 for loss.name=dpo."),
-    (["data.view=all"], "data.view is 'all'; allowed: pair, because loss.name=mrpo compares two responses."),
+    (["data.view=ranked"], "data.view is 'ranked'; allowed: pair, for loss.name=mrpo with these options."),
+    (
+        ["loss.name=mppo", "data.eval_view=best"],
+        "data.eval_view is 'best'; allowed: ranked | pair, for loss.name=mppo with these options.",
+    ),
     (
         ["loss.weights=[0.5,0.25,0.25]"],
-        "loss.weights is [0.5, 0.25, 0.25]; allowed: 2 numbers, one per reference.",
+        "references is ['one', 'two']; allowed: exactly 3 for loss.weights=[0.5, 0.25, 0.25].",
     ),
     (
         ["loss.arwc_assignment=code_swapped", "references=[{name: one, path: p}]"],
-        "the number of references is 1; allowed: 2 for loss.arwc_assignment=code_swapped.",
+        "references is ['one']; allowed: exactly 2 for loss.arwc_assignment=code_swapped.",
     ),
 ]
 

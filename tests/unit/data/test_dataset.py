@@ -15,7 +15,7 @@ from mrpo_ds.types import Example, Message
 Write = Callable[..., str]
 
 GOOD = {"prompt": "Hi?", "chosen": "yes", "rejected": "no"}
-LENIENT: dict[str, Any] = {"max_dropped_fraction": 1.0, "max_truncated_fraction": 1.0}
+LENIENT: dict[str, Any] = {"max_left_out_fraction": 1.0, "max_dropped_fraction": 1.0, "max_truncated_fraction": 1.0}
 
 
 def pair(number: int) -> dict[str, Any]:
@@ -52,6 +52,7 @@ def test_examples_and_report(write_jsonl: Write, policy: Renderer) -> None:
         "examples": 2,
         "dropped": {"missing response": 1},
         "first_dropped": {"missing response": f"{path} row 2: 'chosen' is missing or null; the columns are: prompt"},
+        "responses": 4,
         "left_out_responses": {},
         "truncated_rows": 0,
         "first_truncated": "",
@@ -124,8 +125,19 @@ class TestView:
         _, report = load([path], policy, adapter="ranked", view="ranked", **LENIENT)
         assert report.left_out_responses == {"duplicate response": 1, "empty response": 1, "missing score": 2}
         assert report.dropped == {"fewer than 2 responses": 1}
-        _, report = load([path], policy, adapter="ranked", view="point")
+        _, report = load([path], policy, adapter="ranked", view="point", **LENIENT)
         assert report.left_out_responses == {"empty response": 2, "missing score": 2}
+
+    def test_too_many_left_out_stop_the_run(self, write_jsonl: Write, policy: Renderer) -> None:
+        path = write_jsonl([{"prompt": "Hi?", "responses": ["a", "b", "", "a"], "scores": [4, 3, 2, 1]}])
+        limit = {"max_left_out_fraction": 0.5}
+        assert len(load([path], policy, adapter="ranked", view="ranked", **limit)[0]) == 1
+        with pytest.raises(DataError) as error:
+            load([path], policy, adapter="ranked", view="ranked", max_left_out_fraction=0.4)
+        assert str(error.value).startswith(
+            "data.train: 2 of 4 responses are left out of the rows that are used, more than "
+            "data.max_left_out_fraction=0.4 allows: 1 x empty response, 1 x duplicate response."
+        )
 
 
 class TestLength:

@@ -9,7 +9,7 @@ from mrpo_ds.config.schema import OptimizationConfig
 from mrpo_ds.data.micro import PolicyBatcher
 from mrpo_ds.data.plan import Batch
 from mrpo_ds.data.rendering import Renderer
-from mrpo_ds.types import Example, Message
+from mrpo_ds.types import Example, Message, Needs
 from tests.support import bpe_tokenizer
 
 TOKENIZER = bpe_tokenizer()
@@ -22,10 +22,15 @@ def make_example(index: int, words: int, responses: int, scored: bool = True) ->
     return Example(f"row:{index}", (Message("user", f"question {index}"),), texts, scores, f"file row {index}")
 
 
-def batchers(examples: list[Example], size: int, micro: int | None, tokens: int) -> list[PolicyBatcher]:
+PAIRS = Needs(views=("pair",))
+
+
+def batchers(
+    examples: list[Example], size: int, micro: int | None, tokens: int, needs: Needs = PAIRS
+) -> list[PolicyBatcher]:
     limits = OptimizationConfig(batch_size=max(1, len(examples)), micro_batch_size=micro, micro_batch_tokens=tokens)
     splits = {"train": examples}
-    return [PolicyBatcher(splits, RENDERER, 0, limits, rank, size, torch.device("cpu")) for rank in range(size)]
+    return [PolicyBatcher(splits, RENDERER, 0, limits, needs, rank, size, torch.device("cpu")) for rank in range(size)]
 
 
 sizes = st.lists(st.tuples(st.integers(0, 20), st.integers(2, 4)), min_size=1, max_size=7)
@@ -64,7 +69,8 @@ def test_log_probs_land_at_their_prompt_and_response():
     assert logps.policy.tolist() == [[1, 2, 0], [3, 4, 5], [6, 7, 0]]
     assert logps.present.tolist() == [[True, True, False], [True, True, True], [True, True, False]]
     assert logps.scores is not None
-    assert logps.scores.tolist() == [[2, 1, 0], [3, 2, 1], [2, 1, 0]]
+    assert logps.scores.nan_to_num(-1).tolist() == [[2, 1, -1], [3, 2, 1], [2, 1, -1]]
+    assert logps.prompt is None
     assert torch.equal(logps.reference, reference)
 
 
@@ -78,10 +84,42 @@ def test_lengths_are_the_scored_tokens_and_tokens_all_of_them():
     assert [int(forward.sequences.response_mask.sum()) for forward in batch.micros] == batch.lengths.sum(1).tolist()
 
 
-def test_a_row_without_scores_leaves_the_batch_without():
+def test_a_row_without_scores_has_none_and_the_others_keep_theirs():
     examples = [make_example(0, 1, 2), make_example(1, 1, 2, scored=False)]
     (batcher,) = batchers(examples, 1, None, 10_000)
-    assert batcher.build(Batch("train", 0, (0, 1))).scores is None
+    scores = batcher.build(Batch("train", 0, (0, 1))).scores
+    assert scores[0].tolist() == [2.0, 1.0] and scores[1].isnan().all()
+
+
+def test_prompts_are_scored_in_rows_of_their_own_where_asked():
+    examples = [make_example(0, 3, 2), make_example(1, 1, 3)]
+    (batcher,) = batchers(examples, 1, None, 10_000, Needs(views=("ranked",), prompt=True))
+    batch = batcher.build(Batch("train", 0, (0, 1)))
+    (forward,) = batch.micros
+    prompts = [len(RENDERER.prompt_ids(one.prompt)) for one in examples]
+    assert forward.sequences.attention_mask[-2:].sum(1).tolist() == prompts
+    assert forward.sequences.response_mask[-2:].sum(1).tolist() == [length - 1 for length in prompts]
+    logps = batch.logps(forward, torch.arange(1.0, 8.0), torch.zeros(0, 2, 3), torch.zeros(0, 2, 3))
+    assert logps.policy.tolist() == [[1, 2, 0], [3, 4, 5]]
+    assert logps.prompt is not None and logps.prompt.tolist() == [6, 7]
+    assert logps.prompt_lengths is not None and logps.prompt_lengths.tolist() == [length - 1 for length in prompts]
+
+
+def test_columns_that_are_not_used_are_not_computed():
+    (batcher,) = batchers([make_example(0, 3, 3)], 1, None, 10_000, Needs(views=("triple",), unused=(0,)))
+    batch = batcher.build(Batch("train", 0, (0,)))
+    (forward,) = batch.micros
+    assert forward.row_response.tolist() == [1, 2] and len(forward.sequences.input_ids) == 2
+    logps = batch.logps(forward, torch.tensor([5.0, 6.0]), torch.zeros(0, 1, 3), torch.zeros(0, 1, 3))
+    assert logps.policy.tolist() == [[0, 5, 6]] and (logps.lengths > 0).all()
+
+
+def test_draws_are_the_same_on_every_rank_and_others_in_every_step():
+    examples = [make_example(index, 1, 2) for index in range(8)]
+    draws = [one.build(Batch("train", 3, tuple(range(8)))).draws for one in batchers(examples, 2, None, 10_000)]
+    assert torch.equal(*draws) and ((draws[0] >= 0) & (draws[0] < 1)).all() and len(set(draws[0].tolist())) == 8
+    (batcher,) = batchers(examples, 1, None, 10_000)
+    assert not torch.equal(batcher.build(Batch("train", 4, tuple(range(8)))).draws, draws[0])
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
