@@ -41,7 +41,7 @@ class PolicyBatch:
     present: Tensor
     """[B, R] bool."""
     scores: Tensor
-    """[B, R], NaN where there is none."""
+    """[B, R] float64, so that close scores stay apart; NaN where there is none."""
     tokens: int
     """Tokens of the global batch, padding not counted."""
     prompt_lengths: Tensor | None
@@ -106,7 +106,7 @@ class PolicyBatcher:
             micros=micros,
             lengths=self._table(scored, width, 0.0),
             present=self._table([[1.0] * len(rows) for rows in encoded], width, 0.0).bool(),
-            scores=self._table([list(one.scores or ()) for one in examples], width, math.nan),
+            scores=self._table([list(one.scores or ()) for one in examples], width, math.nan, torch.float64),
             tokens=sum(len(row.ids) for rows in encoded for row in rows),
             prompt_lengths=torch.tensor(prompt_lengths, device=self.device) if self.needs.prompt else None,
             draws=torch.tensor([self._draw(batch, index) for index in batch.ids], device=self.device),
@@ -141,9 +141,9 @@ class PolicyBatcher:
         key = f"{self.limits.seed}|{batch.split}|{batch.step}|{index}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=3).digest(), "big") / 2**24  # exact in float32
 
-    def _table(self, rows: list[list[float]], width: int, absent: float) -> Tensor:
+    def _table(self, rows: list[list[float]], width: int, absent: float, dtype: torch.dtype = torch.float32) -> Tensor:
         """Rows of different lengths -> [B, width]."""
-        return torch.tensor([row + [absent] * (width - len(row)) for row in rows], device=self.device)
+        return torch.tensor([row + [absent] * (width - len(row)) for row in rows], dtype=dtype, device=self.device)
 
 
 def _prompt_alone(sequence: Encoded) -> Encoded:

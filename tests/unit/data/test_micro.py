@@ -1,5 +1,7 @@
 """The policy's forwards: every prompt once, every rank equally often, values at their places."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -89,6 +91,14 @@ def test_a_row_without_scores_has_none_and_the_others_keep_theirs():
     (batcher,) = batchers(examples, 1, None, 10_000)
     scores = batcher.build(Batch("train", 0, (0, 1))).scores
     assert scores[0].tolist() == [2.0, 1.0] and scores[1].isnan().all()
+
+
+def test_scores_that_are_close_stay_apart():
+    """As in AlpacaEval's preferences; in float32 these two are the same number."""
+    example = replace(make_example(0, 1, 2), scores=(1.0000001827, 1.0000001108))
+    (batcher,) = batchers([example], 1, None, 10_000)
+    scores = batcher.build(Batch("train", 0, (0,))).scores
+    assert scores[0, 0] > scores[0, 1]
 
 
 def test_prompts_are_scored_in_rows_of_their_own_where_asked():
