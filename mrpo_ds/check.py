@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mrpo_ds.checkpoint import find_resume
+from mrpo_ds.checkpoint import check_resume
 from mrpo_ds.config.ds_config import read_ds_config
 from mrpo_ds.config.schema import Config
 from mrpo_ds.data.dataset import check_fits
@@ -37,7 +37,7 @@ def check_run(config: Config, resume: str = "none") -> Material:
 
 def check_output_dir(run_dir: Path, resume: str) -> None:
     """Raise ConfigError when the run directory is used (and not resumed) or cannot be written."""
-    find_resume(run_dir, resume)
+    check_resume(run_dir, resume)
     existing = run_dir
     while not existing.exists():
         existing = existing.parent

@@ -1,6 +1,7 @@
 """The only importer of deepspeed: a trained policy and frozen references, sharded with ZeRO-3."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +38,10 @@ class Engine(Protocol):
         """[N] summed log-probs without gradient."""
 
     def save(self, directory: Path, tag: str) -> None:
-        """Write this rank's shards of parameters and optimizer; every rank must call it."""
+        """Write this rank's shards of parameters and optimizer; every rank must call it.
+
+        Raises OSError or RuntimeError when this rank could not write, after all ranks have tried.
+        """
 
     def load(self, directory: Path, tag: str) -> None:
         """Read what save wrote, at the same number of ranks."""
@@ -62,6 +66,7 @@ class DeepSpeedEngine:
             config=ds_config,
             dist_init_required=False,
         )
+        self._writes = _HeldWrites(self._engine)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """See Engine."""
@@ -86,11 +91,36 @@ class DeepSpeedEngine:
 
     def save(self, directory: Path, tag: str) -> None:
         """See Engine."""
+        self._writes.error = None
         self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+        if self._writes.error is not None:
+            raise self._writes.error
 
     def load(self, directory: Path, tag: str) -> None:
         """See Engine."""
         self._engine.load_checkpoint(str(directory), tag=tag)
+
+
+class _HeldWrites:
+    """Holds back the write errors of DeepSpeed's checkpoints until all ranks are through.
+
+    save_checkpoint has barriers: an error on one rank (a full disk) would leave the others in them for ever.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.error: OSError | RuntimeError | None = None
+        writer = engine.checkpoint_engine
+        writer.save = self._holding(writer.save)
+        engine._copy_recovery_script = self._holding(engine._copy_recovery_script)
+
+    def _holding(self, write: Callable[..., None]) -> Callable[..., None]:
+        def attempt(*arguments: Any, **named: Any) -> None:
+            try:
+                write(*arguments, **named)
+            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+                self.error = self.error or error
+
+        return attempt
 
 
 def shard_frozen(scorer: SequenceScorer, ranks: int, device: torch.device) -> nn.Module:

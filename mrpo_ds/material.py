@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,7 +15,7 @@ from mrpo_ds.data.plan import MISMATCHED, Batch, Splits, eval_batches, train_bat
 from mrpo_ds.data.rendering import Renderer
 from mrpo_ds.errors import DataError
 from mrpo_ds.losses import needs as needs_of
-from mrpo_ds.models import AnyModelConfig, load_tokenizer, pad_id, resolve_dtype
+from mrpo_ds.models import AnyModelConfig, fingerprint, load_tokenizer, pad_id, resolve_dtype
 from mrpo_ds.types import Example, Needs
 
 POLICY = "policy"
@@ -96,20 +96,33 @@ def _check_scores(examples: list[Example], allowed: tuple[float, float] | None, 
             )
 
 
-def run_digest(material: Material, device: torch.device) -> str:
-    """Digest of what must agree between the runs that share a checkpoint: settings, rows as read, precision."""
+def run_settings(material: Material, device: torch.device) -> dict[str, Any]:
+    """What must agree between the runs that share a checkpoint: full key -> plain value.
+
+    What changes numbers in their last bits only may differ: sizes of micro-batches, attention, where files lie. Weights
+    and rows count by content.
+    """
     config = material.config
-    values = to_dict(config)
-    kept = {key: values[key] for key in ("model", "references", "loss", "data", "train")}
-    models: list[AnyModelConfig] = [config.model, *config.references]
-    kept["dtypes"] = [str(resolve_dtype(model.dtype, device)) for model in models]
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    for split, examples in sorted(material.splits.items()):
-        for example in examples:
-            digest.update(
-                repr((split, example.id, example.prompt, example.responses, example.scores, example.complete)).encode()
-            )
-    return digest.hexdigest()
+    settings: dict[str, Any] = {}
+    models: list[tuple[str, AnyModelConfig]] = [("model", config.model)]
+    models += [(f"references[{index}]", reference) for index, reference in enumerate(config.references)]
+    for key, model in models:
+        settings[f"{key}.weights"] = fingerprint(model)
+        settings[f"{key}.dtype"] = str(resolve_dtype(model.dtype, device)).removeprefix("torch.")
+        settings[f"{key}.chat_template"] = model.chat_template
+    plain = to_dict(config)
+    settings |= {f"loss.{key}": value for key, value in plain["loss"].items()}
+    settings |= {f"train.{key}": value for key, value in plain["train"].items() if not key.startswith("micro_batch_")}
+    settings["data.score_eos"] = config.data.score_eos
+    settings |= {f"rows of data.{split}": _digest(examples) for split, examples in sorted(material.splits.items())}
+    return cast(dict[str, Any], json.loads(json.dumps(settings)))
+
+
+def _digest(examples: list[Example]) -> str:
+    digest = hashlib.sha256()
+    for one in examples:
+        digest.update(repr((one.id, one.prompt, one.responses, one.scores, one.complete)).encode())
+    return f"{len(examples)} rows, SHA-256 {digest.hexdigest()}"
 
 
 def _speaker(model: AnyModelConfig, name: str, score_eos: bool) -> Speaker:

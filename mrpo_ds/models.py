@@ -3,6 +3,7 @@
 Arrows: transformers -> SequenceScorer -> (an engine shards it) -> summed log-probs [N].
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from mrpo_ds.ops.logps import selected_logps, sum_by_sequence
 from mrpo_ds.types import SequenceBatch
 
 AnyModelConfig = ModelConfig | ReferenceConfig
+FINGERPRINT_BLOCKS = 64
+FINGERPRINT_BYTES = 1 << 14
+"""How many parts of a weight file the fingerprint reads, and how much of each."""
 
 
 class SelectedLogps(nn.Module):
@@ -132,6 +136,26 @@ def check_path(config: AnyModelConfig) -> None:
             f"model path {config.path!r} does not exist; allowed: a directory with config.json and safetensors, or a "
             "Hub id such as 'org/name'."
         )
+
+
+def fingerprint(config: AnyModelConfig) -> str:
+    """A short name for a model's weights that changes with them: a Hub id and revision, or a digest of local files.
+
+    Of each local file it reads the beginning, which in safetensors names every tensor, and blocks spread over the rest:
+    enough to tell any two trainings apart at the price of a few megabytes.
+    """
+    directory = Path(config.path)
+    if not directory.is_dir():
+        return f"{config.path}@{config.revision or 'main'}"
+    digest = hashlib.sha256()
+    for path in [*sorted(directory.glob("*.safetensors")), directory / "config.json"]:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for part in range(FINGERPRINT_BLOCKS):
+                file.seek(part * size // FINGERPRINT_BLOCKS)
+                digest.update(file.read(FINGERPRINT_BYTES))
+    return f"SHA-256 {digest.hexdigest()}"
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -16,7 +16,7 @@ from mrpo_ds.distributed.bridge import Bridge
 from mrpo_ds.distributed.worlds import World
 from mrpo_ds.engine import DeepSpeedEngine, full_shape, gathered, shard_frozen
 from mrpo_ds.export import check_names, export_model, exported_shapes
-from mrpo_ds.material import POLICY, Material, run_digest
+from mrpo_ds.material import POLICY, Material, run_settings
 from mrpo_ds.memory import peak_memory_gib
 from mrpo_ds.models import load_scorer, resolve_dtype, score
 from mrpo_ds.objective import Objective
@@ -32,12 +32,19 @@ from mrpo_ds.train import PolicyRun, Report, asked_of_references, describe_prefe
 def run_policy(material: Material, world: World, resume: Path | None, report: Report) -> None:
     """A policy rank's whole life: load, check, train, export."""
     config = material.config
-    engine = _policy_engine(material, world, report)
-    references = _reference_client(material, world, report)
     run_dir = Path(config.output_dir)
     checkpoints = Checkpoints(
-        run_dir / "checkpoints", config.checkpoint.keep, run_digest(material, world.device), world.is_leader
+        directory=run_dir / "checkpoints",
+        keep=config.checkpoint.keep,
+        settings=run_settings(material, world.device),
+        is_main=world.is_leader,
+        on_failure=config.checkpoint.on_failure,
+        allow_changes=config.checkpoint.allow_changes,
     )
+    if resume:
+        checkpoints.check(resume)  # before the minutes that large models take to load
+    engine = _policy_engine(material, world, report)
+    references = _reference_client(material, world, report)
     state = checkpoints.load(engine, resume) if resume else TrainState()
     run = PolicyRun(
         config=config,
@@ -154,6 +161,7 @@ def _summary(run: PolicyRun, material: Material) -> dict[str, Any]:
         "references": run.objective.reference_names,
         "held_out": run.evals,
         "data": {split: report.as_dict() for split, report in material.reports.items()},
+        "checkpoints_that_failed": run.checkpoints.failed,
         "peak_memory_gib": peak_memory_gib(),
         "model": str(Path(run.config.output_dir) / "model"),
     }

@@ -17,7 +17,7 @@ import psutil
 
 from mrpo_ds.accelerator import announce_cpu
 from mrpo_ds.check import check_run
-from mrpo_ds.checkpoint import find_resume, read_state
+from mrpo_ds.checkpoint import check_resume, find_resume, list_checkpoints, read_state
 from mrpo_ds.config.schema import Config
 from mrpo_ds.distributed.heartbeat import Heartbeat
 from mrpo_ds.distributed.launch import Launch, read_launch
@@ -109,6 +109,7 @@ def _agree(config: Config, launch: Launch, rendezvous: Rendezvous, resume: str) 
     try:
         if CHECKED not in os.environ:
             check_run(config, resume)
+        check_resume(Path(config.output_dir), resume)
         checkpoint = find_resume(Path(config.output_dir), resume)
     except MrpoError:
         store.set("agreed", json.dumps({"error": True, "checkpoint": None}))
@@ -183,7 +184,7 @@ def _alive(session: int) -> list[psutil.Process]:
 
 def _failure_code(config: Config) -> int:
     """75 when the run has a checkpoint to go on from, 1 otherwise."""
-    return RUN_AGAIN if find_resume(Path(config.output_dir), "auto") else 1
+    return RUN_AGAIN if list_checkpoints(Path(config.output_dir) / "checkpoints") else 1
 
 
 def _free_port() -> int:

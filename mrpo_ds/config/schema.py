@@ -216,10 +216,15 @@ class CheckpointConfig:
     """Optimizer steps between checkpoints, >= 1, or 0 for none."""
     keep: int = 2
     """Newest checkpoints that stay on disk, >= 1."""
+    on_failure: str = "continue"
+    """When a checkpoint cannot be written (a full disk): continue with the ones before it, or stop the run."""
+    allow_changes: bool = False
+    """Let --resume go on from a checkpoint that other settings, rows or weights were written with."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, ">= 0 steps")
         require(self.keep >= 1, "checkpoint.keep", self.keep, ">= 1")
+        require_choice("checkpoint.on_failure", self.on_failure, ("continue", "stop"))
 
 
 @dataclass(frozen=True, kw_only=True)

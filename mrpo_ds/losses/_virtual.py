@@ -133,9 +133,10 @@ def share(flags: Tensor, present: Tensor) -> Tensor:
 
 
 def ends(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, R] -> the first and the last present column, [B] each."""
-    last = (present.sum(1, keepdim=True) - 1).clamp(min=0)
-    return values[:, 0], values.gather(1, last)[:, 0]
+    """[B, R] -> the first and the last present column, [B] each. One without a score may be absent anywhere."""
+    first = present.int().argmax(1, keepdim=True)
+    last = present.shape[1] - 1 - present.flip(1).int().argmax(1, keepdim=True)
+    return values.gather(1, first)[:, 0], values.gather(1, last)[:, 0]
 
 
 def _is_distribution(weights: Any) -> bool:

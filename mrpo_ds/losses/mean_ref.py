@@ -27,8 +27,8 @@ class Config(mrpo.Config):
     """uniform: 1 / K. arwc: as in MRPO. Or K numbers >= 0, summing to 1, in the order of the references."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require_choice("loss.virtual_ref", self.virtual_ref, ("arithmetic", "geometric"))
+        super().__post_init__()
 
 
 def loss(logps: ResponseLogps, config: Config) -> LossOutput:
@@ -38,7 +38,7 @@ def loss(logps: ResponseLogps, config: Config) -> LossOutput:
     rewards_ref1/margins [B] holds.
     """
     output = mrpo.loss(logps, config)
-    against_first = config.beta * (logps.policy.detach() - logps.reference[0])
+    against_first = config.beta * (logps.policy.detach().to(output.losses.dtype) - logps.reference[0])
     margins = (against_first[:, 0] - against_first[:, 1]).where(output.valid, 0.0)
     return LossOutput(
         losses=output.losses,

@@ -1,0 +1,66 @@
+"""What a checkpoint consists of: every file with its size and checksum. A damaged one is never taken for whole."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+CHUNK_BYTES = 1 << 22
+READERS = 8
+"""Files read at once; hashing leaves the interpreter to others."""
+
+Manifest = dict[str, list[int | str]]
+"""Path below the checkpoint -> [bytes, SHA-256 in hex]."""
+
+
+def files_below(directory: Path) -> list[str]:
+    """The relative paths of all files below a directory, sorted."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def write_through(path: Path) -> None:
+    """Wait until a file or a directory entry is on the disk, and not in a cache that a power cut empties."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe(directory: Path, names: Iterable[str]) -> Manifest:
+    """The entries of some files, after making sure that they are on the disk."""
+
+    def entry(name: str) -> list[int | str]:
+        write_through(directory / name)
+        return [(directory / name).stat().st_size, checksum(directory / name)]
+
+    names = list(names)
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(names, pool.map(entry, names), strict=True))
+
+
+def damage(directory: Path, manifest: Manifest) -> str:
+    """What is wrong with the first damaged file, or "" when all are as the manifest says. Sizes come first."""
+    for name, (size, _) in manifest.items():
+        try:
+            present = (directory / name).stat().st_size
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if present != size:
+            return f"{name} has {present} bytes instead of {size}"
+    with ThreadPoolExecutor(READERS) as pool:
+        sums = pool.map(lambda name: checksum(directory / name), manifest)
+        for (name, (_, expected)), found in zip(manifest.items(), sums, strict=True):
+            if found != expected:
+                return f"{name} has changed since it was written (SHA-256)"
+    return ""
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
