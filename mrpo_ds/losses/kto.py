@@ -67,7 +67,7 @@ def loss(logps: ResponseLogps, config: Config) -> LossOutput:
     desirable = desirable_responses(rows, _scores(logps, rows))
     logratios = rows.policy - rows.reference[0]  # [B, R] nats
     baseline = _baseline(logps.baseline.to(logratios.dtype), config)  # [R]
-    sign = torch.where(desirable, 1.0, -1.0)
+    sign = torch.ones_like(logratios).masked_fill(~desirable, -1.0)
     weight = torch.full_like(logratios, config.lam_u).masked_fill(desirable, config.lam_d)
     each = weight * torch.sigmoid(-sign * config.beta * (logratios - baseline))  # 1 - sigmoid(x) = sigmoid(-x)
     count = rows.present.sum(-1).clamp(min=1)

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support import mrpo_ds, read_metrics, write_config
+from tests.warm import Warm
+
+Command = Callable[..., CompletedProcess[str]]
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Run:
 class Runs:
     """Runs below one directory, by name, two at a time: a run is mostly the imports of its few processes."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, command: Command = mrpo_ds) -> None:
         self.root = root
+        self._command = command
         self._pool = ThreadPoolExecutor(max_workers=2)
         self._started: dict[str, Future[Run]] = {}
 
@@ -42,7 +46,7 @@ class Runs:
             directory = self.root / name
             path = write_config(self.root / f"{name}.yaml", {**config, "output_dir": str(directory)})
             self._started[name] = self._pool.submit(
-                lambda: Run(directory, mrpo_ds("train", str(path), *arguments, timeout=500))
+                lambda: Run(directory, self._command("train", str(path), *arguments, timeout=500))
             )
 
     def train(self, name: str, config: dict[str, Any], *arguments: str, code: int = 0) -> Run:
@@ -67,3 +71,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     runs = Runs(tmp_path_factory.mktemp("runs"))
     yield runs
     runs.close()
+
+
+@pytest.fixture(scope="module")
+def warm_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Runs that begin with everything imported: for files with many tiny ones."""
+    warm = Warm()
+    runs = Runs(tmp_path_factory.mktemp("warm"), warm)
+    yield runs
+    runs.close()
+    warm.close()

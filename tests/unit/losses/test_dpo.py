@@ -2,85 +2,81 @@
 
     h = beta * [(l_w - r_w) - (l_l - r_l)]    loss = softplus(-h)    d loss / d l_w = -beta * sigmoid(-h)
 
-A1: h = 0.1 * [(-52.3 + 55.1) - (-61.7 + 60.2)] = 0.1 * (2.8 + 1.5) = 0.43, softplus(-0.43) = 0.50108...
+A, first reference: h = 0.1 * [(-52.3 + 55.1) - (-61.7 + 60.2)] = 0.1 * (2.8 + 1.5) = 0.43, softplus(-0.43) = 0.50108...
 """
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import replace
 
 import pytest
 import torch
 
-from mrpo_ds.errors import ConfigError
-from mrpo_ds.losses.dpo import Config, check_references, loss
+from mrpo_ds.losses.dpo import Config, loss
 
-A1 = ([-52.3, -61.7], [-55.1, -60.2])
-A2 = ([-52.3, -61.7], [-48.9, -71.4])
-T = ([-2.0, -3.3], [-2.1, -2.8])
+
+@pytest.fixture
+def against(example):
+    """(k) -> example A with its reference k alone."""
+    return lambda k: replace(
+        example("A"), reference=example("A").reference[[k]], reference_lengths=example("A").reference_lengths[[k]]
+    )
 
 
 @pytest.mark.parametrize(
-    "pair, smoothing, value, gradient",
+    "k, value, gradient",
+    [(0, 0.5010837825796713, -0.03941263315682394), (1, 1.548875202545750, -0.07875131558774608)],
+)
+def test_example_a_against_each_of_its_references(against, evaluate, exactly, k, value, gradient):
+    got = evaluate(loss, against(k), Config(beta=0.1))
+    assert got.loss == exactly(value)
+    assert got.gradients[0] == exactly([gradient, -gradient])
+
+
+@pytest.mark.parametrize(
+    "options, value, gradient",
     [
-        (A1, 0.0, 0.5010837825796713, -0.03941263315682394),
-        (A2, 0.0, 1.548875202545750, -0.07875131558774608),
-        (T, 0.0, 0.6635971130761409, -0.1 / (1 + math.exp(0.06))),
-        (T, 0.1, 0.6695971130761409, -0.03850044983805899),
+        ({}, 0.6635971130761409, -0.1 / (1 + math.exp(0.06))),
+        ({"label_smoothing": 0.1}, 0.6695971130761409, -0.03850044983805899),
+        ({"comparison": "hinge"}, 1 - 0.06, -0.1),
+        ({"reference_free": True}, 0.6302581946816907, -0.1 / (1 + math.exp(0.13))),
     ],
 )
-def test_golden(batch_of, pair, smoothing, value, gradient):
-    policy, reference = pair
-    logps = batch_of([policy], [[reference]])
-    output = loss(logps, Config(beta=0.1, label_smoothing=smoothing))
-    assert output.losses.item() == pytest.approx(value, abs=1e-9)
-    output.losses.sum().backward()
-    assert logps.policy.grad.tolist()[0] == pytest.approx([gradient, -gradient], abs=1e-9)
+def test_token_example(token_pair, evaluate, exactly, options, value, gradient):
+    got = evaluate(loss, token_pair(), Config(beta=0.1, **options))
+    assert got.loss == exactly(value)
+    assert got.gradients[0] == exactly([gradient, -gradient])
 
 
-def test_rewards_are_beta_times_the_log_ratio(batch_of):
-    output = loss(batch_of([A1[0]], [[A1[1]]]), Config(beta=0.1))
-    assert output.rewards.tolist()[0] == pytest.approx([0.28, -0.15], abs=1e-12)
-    assert output.stats == {}
+def test_a_hinge_stops_pulling_beyond_a_margin_of_one(batch_of, evaluate):
+    got = evaluate(loss, batch_of([[-10.0, -30.0]], [[-15.0, -20.0]]), Config(beta=0.1, comparison="hinge"))
+    assert got.loss == 0.0 and got.gradients == [[0.0, 0.0]]
 
 
-def test_p24_policy_equal_to_the_reference_starts_at_ln_2(batch_of):
-    logps = batch_of([A1[1]], [[A1[1]]])
-    output = loss(logps, Config(beta=0.3))
-    assert output.losses.item() == pytest.approx(0.6931471805599453, abs=1e-15)
-    output.losses.sum().backward()
-    assert logps.policy.grad.tolist()[0] == pytest.approx([-0.15, 0.15], abs=1e-15)
+def test_rewards_are_beta_times_the_log_ratio(example, exactly):
+    output = loss(example("A"), Config(beta=0.1))
+    assert output.rewards.tolist()[0] == exactly([0.28, -0.15])
+    assert output.stats == {} and output.per_token is None
 
 
-def test_references_after_the_first_are_ignored_even_when_broken(batch_of):
-    alone = loss(batch_of([A1[0]], [[A1[1]]]), Config())
-    accompanied = loss(batch_of([A1[0]], [[A1[1]], [[math.nan, -1.0]]]), Config())
-    assert accompanied.valid.tolist() == [True]
-    assert torch.equal(accompanied.losses, alone.losses)
+def test_p24_policy_equal_to_the_reference_starts_at_ln_2(batch_of, evaluate):
+    got = evaluate(loss, batch_of([[-55.1, -60.2]], [[-55.1, -60.2]]), Config(beta=0.3))
+    assert got.loss == pytest.approx(0.6931471805599453, abs=1e-15)
+    assert got.gradients[0] == pytest.approx([-0.15, 0.15], abs=1e-15)
+
+
+def test_references_after_the_first_are_ignored(example, against):
+    assert torch.equal(loss(example("A"), Config()).losses, loss(against(0), Config()).losses)
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"beta": 0.0}, "loss.beta is 0.0; allowed: > 0."),
-        ({"beta": math.nan}, "loss.beta is nan; allowed: > 0."),
-        ({"beta": math.inf}, "loss.beta is inf; allowed: > 0."),
         ({"label_smoothing": 0.5}, "loss.label_smoothing is 0.5; allowed: 0 <= value < 0.5."),
-        ({"label_smoothing": -0.1}, "loss.label_smoothing is -0.1; allowed: 0 <= value < 0.5."),
+        (
+            {"label_smoothing": 0.1, "comparison": "hinge"},
+            "loss.label_smoothing is 0.1; allowed: 0 unless loss.comparison is sigmoid.",
+        ),
     ],
 )
-def test_options_out_of_range_are_refused_by_name(options, message):
-    with pytest.raises(ConfigError) as error:
-        Config(**options)
-    assert str(error.value) == message
-
-
-def test_options_are_frozen():
-    with pytest.raises(FrozenInstanceError):
-        Config().beta = 1.0
-
-
-def test_no_reference_is_refused():
-    check_references(Config(), 1)
-    check_references(Config(), 3)
-    with pytest.raises(ConfigError, match="the number of references is 0; allowed: >= 1 for loss.name=dpo"):
-        check_references(Config(), 0)
+def test_options_out_of_range_are_refused_by_name(refusal, options, message):
+    assert refusal(Config, options) == message

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mrpo_ds.ops.rows import safe_rows
+from mrpo_ds.ops.rows import safe_rows, without_references
 from mrpo_ds.types import ResponseLogps
 
 
@@ -34,6 +34,7 @@ def test_a_whole_batch_passes_as_it_is():
     rows = safe_rows(logps)
     assert rows.valid.tolist() == [True] * 3 and rows.usable.all() and rows.present.all()
     assert torch.equal(rows.policy, logps.policy) and torch.equal(rows.reference, logps.reference)
+    assert rows.lengths.tolist() == [[3.0, 3.0]] * 3
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -67,6 +68,13 @@ def test_a_response_without_a_token_or_a_partner_drops_the_row():
     assert safe_rows(logps).valid.tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize("fewest, valid", [(1, [False, True, True, True]), (3, [False, False, False, True])])
+def test_a_row_needs_as_many_responses_as_the_loss_says(fewest, valid):
+    present = torch.arange(3) < torch.arange(4).unsqueeze(-1)  # 0 to 3 of them
+    logps = replace(whole_batch(rows=4, responses=3), present=present)
+    assert safe_rows(logps, fewest=fewest).valid.tolist() == valid
+
+
 def test_what_an_absent_response_holds_does_not_matter():
     logps = with_reference(whole_batch(responses=3), (slice(None), 0, 2), math.nan)
     logps = replace(
@@ -79,6 +87,7 @@ def test_what_an_absent_response_holds_does_not_matter():
     assert rows.valid.tolist() == [True]
     assert rows.policy.tolist() == [[-5.0, -5.0, 0.0]]
     assert rows.reference[:, 0, 2].tolist() == [0.0, 0.0]
+    assert rows.lengths.tolist() == [[3.0, 3.0, 1.0]]  # so that it can be divided by
 
 
 def test_the_policy_has_no_say():
@@ -96,6 +105,15 @@ def test_a_dropped_row_holds_only_stand_ins_and_gets_a_zero_gradient():
     assert logps.policy.grad.tolist() == [[0.0, 0.0]]
 
 
+def test_references_that_do_not_concern_a_loss_are_taken_away_with_their_lengths():
+    logps = with_reference(whole_batch(references=3), (2, 0, 0), math.nan)
+    for keep in (0, 1, 2):
+        kept = without_references(logps, keep)
+        assert torch.equal(kept.reference, logps.reference[:keep]) and len(kept.reference_lengths) == keep
+        assert safe_rows(kept).valid.tolist() == [True]
+    assert safe_rows(logps).valid.tolist() == [False]
+
+
 @pytest.mark.parametrize("mask_references", [False, True])
 def test_no_references_at_all(mask_references):
     rows = safe_rows(whole_batch(references=0), mask_references)
@@ -107,5 +125,5 @@ def test_numbers_are_float32_at_least_and_references_are_detached(dtype, compute
     logps = whole_batch()
     logps = replace(logps, policy=logps.policy.to(dtype), reference=logps.reference.to(dtype).requires_grad_())
     rows = safe_rows(logps)
-    assert rows.policy.dtype == rows.reference.dtype == computed
+    assert rows.policy.dtype == rows.reference.dtype == rows.lengths.dtype == computed
     assert rows.policy.requires_grad and not rows.reference.requires_grad
