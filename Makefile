@@ -8,12 +8,14 @@ MODELS := .cache/models
 RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 .DELETE_ON_ERROR:
-.PHONY: help install models quickstart test lint clean
+.PHONY: help install models quickstart test test-real-text parity lint clean
 
 help:
 	@echo "make quickstart   install, then train MRPO on two real models (about 10 minutes on 2 cores)"
 	@echo "make test         install, lint, run all tests"
 	@echo "make lint         ruff and mypy"
+	@echo "make test-real-text   objectives on published text with a real model (about half an hour; data in ../shared/data)"
+	@echo "make parity       our losses beside TRL's, on a tiny model (a minute, and TRL in a venv of its own)"
 	@echo "make clean        remove what make built: $(VENV), .cache, runs, build"
 
 install: $(VENV)/.installed
@@ -40,6 +42,16 @@ lint: install
 
 test: lint models
 	$(BIN)/python -m pytest
+
+test-real-text: models
+	$(BIN)/python -m pytest -m real_text -s tests/e2e/test_objectives_real_text.py
+
+parity: models .cache/trl/.installed
+	$(BIN)/python benchmarks/parity/compare.py --trl .cache/trl/bin/python
+.cache/trl/.installed: benchmarks/parity/requirements.txt
+	$(PYTHON) -m venv .cache/trl
+	.cache/trl/bin/python -m pip install -q -r $<
+	touch $@
 
 clean:
 	rm -rf $(VENV) .cache runs build *.egg-info

@@ -1,12 +1,11 @@
-"""Objectives on published text with a real model: SmolLM2-135M-Instruct, twelve steps each, the real command.
+"""Objectives on published text with a real model: SmolLM2-135M-Instruct, ten steps each, the real command.
 
 Not in `make test`, because each run takes minutes on two cores: `make test-real-text`. The data lie beside the
-repository (../shared/data) under licences of their own and are not copied. Every run goes over a few rows several
-times, so that its loss has to fall; what it printed is the record.
+repository (../shared/data) under licences of their own and are not copied. Every run goes over the same few rows
+twice, so that its loss has to fall; what it prints is the record (-s).
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ pytestmark = [pytest.mark.real_text, pytest.mark.timeout(1500)]
 
 DATA = (ROOT / "../shared/data/preference").resolve()
 SMOLLM2 = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct"
-ALPACA_EVAL = {"source": str(DATA / "alpaca_eval_ranked" / "ranked.jsonl.gz"), "adapter": "alpaca_eval", "limit": 8}
-MT_BENCH = {"source": str(DATA / "mt_bench_ranked" / "ranked.jsonl.gz"), "adapter": "mt_bench", "limit": 8}
-KTO_DEMO = {"source": str(DATA / "llama_factory" / "kto_en_demo.jsonl.gz"), "adapter": "kto", "limit": 32}
-STEPS = 12
+ALPACA_EVAL = {"source": str(DATA / "alpaca_eval_ranked" / "ranked.jsonl.gz"), "adapter": "alpaca_eval", "limit": 10}
+MT_BENCH = {"source": str(DATA / "mt_bench_ranked" / "ranked.jsonl.gz"), "adapter": "mt_bench", "limit": 10}
+KTO_DEMO = {"source": str(DATA / "llama_factory" / "kto_en_demo.jsonl.gz"), "adapter": "kto", "limit": 28}
+STEPS = 10
+"""Two passes over the rows of a case."""
 SHOWN = {
     "loss": "loss",
     "nll_loss": "nll",
@@ -42,7 +42,7 @@ CASES = {
     "mdpo-alpaca_eval": ("mdpo", [ALPACA_EVAL], 2, 256, 8),
     "mdpo-mt_bench": ("mdpo", [MT_BENCH], 2, 256, 9),
     "tpo-both": ("tpo", [ALPACA_EVAL, MT_BENCH], 4, 256, 3),
-    "kto-demo": ("kto", [KTO_DEMO], 8, 512, 1),
+    "kto-demo": ("kto", [KTO_DEMO], 4, 512, 1),
 }
 
 
@@ -53,7 +53,7 @@ def settings(objective: str, sources: list[dict[str, Any]], batch_size: int, max
         model["path"] = str(SMOLLM2)
     config["data"] |= {"train": sources, "eval": [], "eval_view": "auto", "max_length": max_length}
     config["data"] |= {"max_dropped_fraction": 0.5, "max_truncated_fraction": 1.0}  # KTO's rows have long histories
-    config["train"] |= {"batch_size": batch_size, "micro_batch_tokens": 3072, "epochs": STEPS, "max_steps": STEPS}
+    config["train"] |= {"batch_size": batch_size, "micro_batch_tokens": 3072, "epochs": 2, "max_steps": STEPS}
     config["train"] |= {"learning_rate": 5e-5, "warmup_ratio": 0.0, "scheduler": "constant"}
     config["tracking"] = {"plots": False, "wandb": {"mode": "disabled"}}
     return config | {"deepspeed": str(ROOT / "ds_configs" / "zero3.json")}
@@ -84,6 +84,5 @@ def test_it_learns_a_few_rows_of_real_text(name: str, tmp_path: Path) -> None:
     print(f"\n{name}\n" + "\n".join(said) + "\n" + table(rows))
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all(row["dropped"] == 0 for row in rows)
-    passes = [[row["loss"] for row in rows if math.ceil(row["epoch"]) == number] for number in (1, rows[-1]["epoch"])]
-    assert len(passes[0]) == len(passes[1]) >= 3
-    assert sum(passes[1]) < sum(passes[0]), "the last time over the rows, and the first"
+    losses = [row["loss"] for row in rows]
+    assert rows[-1]["epoch"] == 2.0 and sum(losses[STEPS // 2 :]) < sum(losses[: STEPS // 2])

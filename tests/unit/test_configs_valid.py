@@ -5,16 +5,19 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mrpo_ds.config.ds_config import read_ds_config
 from mrpo_ds.config.load import load_config
 from mrpo_ds.config.schema import Config
 from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.distributed.topology import build_topology
+from mrpo_ds.losses import load
 from mrpo_ds.registry import names
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "launch" / "configs").glob("**/*.yaml"))
+OBJECTIVES = names("mrpo_ds.losses")
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda file: file.stem)
@@ -84,3 +87,28 @@ def test_the_quickstart_adds_up():
     assert steps == steps_per_epoch(len(rows), train.batch_size)
     assert steps % config.checkpoint.every_steps == 0, "the last checkpoint is the last step"
     assert 0 < config.evaluate.every_steps < steps, "it is evaluated on the way as well"
+
+
+@pytest.fixture(params=OBJECTIVES)
+def objective(request) -> str:
+    return request.param
+
+
+def test_the_configuration_of_an_objective_writes_its_defaults_out(objective):
+    text = (ROOT / "launch" / "configs" / f"{objective}.yaml").read_text(encoding="utf-8")
+    written = yaml.safe_load(text)["loss"]
+    assert written.pop("name") == objective
+    options, _ = load(objective)
+    for key, value in written.items():
+        default = getattr(options(), key)
+        assert value == default or (key, default) == ("gamma_beta_ratio", None)  # null means 0.5, which stands there
+    for key in options.__annotations__:
+        assert re.search(rf"\b{key}\b", text), f"{key} is neither set nor named in a comment"
+
+
+def test_the_documentation_names_every_objective_and_option(objective):
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/objectives.md"))
+    assert f"| `{objective}` |" in readme and f"[{objective}](#{objective})" in page
+    section = page.split(f"\n## {objective}\n")[1].split("\n## ")[0]
+    for key in load(objective)[0].__annotations__:
+        assert f"`{key}`" in section

@@ -8,12 +8,17 @@ from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from mrpo_ds.types import LossOutput, ResponseLogps
 
-PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
+PROPERTY = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],  # it measures the machine, too, and other work on it
+)
 FEW = settings(PROPERTY, max_examples=8)
 """For whole random batches under every objective."""
 TINY = 1e-10

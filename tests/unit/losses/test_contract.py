@@ -14,10 +14,10 @@ from mrpo_ds.config.schema import VIEWS
 from mrpo_ds.losses import load
 from mrpo_ds.losses._virtual import TrustRegionOptions
 from mrpo_ds.types import LossOutput
-from tests.unit.losses.variants import LOSSES, RESPONSES, configs, variants
+from tests.unit.losses.variants import LOSSES, RESPONSES, variants
 
 ROWS = 6
-OBJECTIVES = variants()
+OBJECTIVES = {label: objective for name in LOSSES for label, objective in variants(name).items()}
 LISTS = [label for label, objective in OBJECTIVES.items() if "ranked" in objective.needs.views]
 UNUSED = [label for label, objective in OBJECTIVES.items() if objective.needs.unused]
 
@@ -139,7 +139,7 @@ def broken(logps, rows):
 def test_every_choice_is_tried_and_a_misspelt_one_is_told_the_others(name, refusal):
     config_class = load(name)[0]
     for field in fields(config_class):
-        values = {str(getattr(config, field.name)) for config in configs(name)}
+        values = {str(getattr(objective.config, field.name)) for objective in variants(name).values()}
         if field.type is str:
             key, _, choices = refusal(config_class, {field.name: "nonsense"}).partition("; allowed: ")
             assert key == f"loss.{field.name} is 'nonsense'"

@@ -6,7 +6,7 @@ tried with its defaults.
 
 from typing import Any, NamedTuple
 
-from mrpo_ds.losses import load, needs
+from mrpo_ds.losses import LossFunction, load, needs
 from mrpo_ds.registry import names
 from mrpo_ds.types import LossOutput, Needs, ResponseLogps
 
@@ -70,40 +70,32 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 class Objective(NamedTuple):
     """A loss with its options and the view of the data on which it is tried."""
 
-    name: str
     config: Any
+    needs: Needs
     view: str
-
-    @property
-    def needs(self) -> Needs:
-        return needs(self.name, self.config)
+    function: LossFunction
 
     @property
     def references(self) -> int:
         """None where none is needed; some that must not matter have a test of their own."""
-        exactly = self.needs.exactly
-        return exactly[0] if exactly else 2 * self.needs.references
+        return self.needs.exactly[0] if self.needs.exactly else 2 * self.needs.references
 
     @property
     def responses(self) -> int:
         return RESPONSES[self.view]
 
     def loss(self, logps: ResponseLogps) -> LossOutput:
-        return load(self.name)[1](logps, self.config)
+        return self.function(logps, self.config)
 
 
-def configs(name: str) -> list[Any]:
-    """The Configs with which a loss is tried."""
-    return [load(name)[0](**options) for options in VARIANTS.get(name, [{}])]
-
-
-def variants() -> dict[str, Objective]:
-    """Every loss with each of its Configs on each view that it then takes, by a label for the test."""
+def variants(name: str) -> dict[str, Objective]:
+    """A loss with each of its options on each view that it then takes, by a label for the test."""
+    config_class, function = load(name)
     found = {}
-    for name in LOSSES:
-        for number, config in enumerate(configs(name)):
-            for view in needs(name, config).views:
-                chosen = VARIANTS[name][number].values() if name in VARIANTS else ()
-                label = "-".join([name, *(str(value).replace(" ", "") for value in chosen), view])
-                found[label] = Objective(name, config, view)
+    for options in VARIANTS.get(name, [{}]):
+        config = config_class(**options)
+        asked = needs(name, config)
+        for view in asked.views:
+            label = "-".join([name, *(str(value).replace(" ", "") for value in options.values()), view])
+            found[label] = Objective(config, asked, view, function)
     return found
