@@ -7,11 +7,13 @@ import math
 from dataclasses import fields, replace
 from typing import NamedTuple
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from mrpo_ds.types import LossOutput, ResponseLogps
+from tests.unit.losses.variants import LOSSES, variants
 
 PROPERTY = settings(
     max_examples=25,
@@ -187,3 +189,19 @@ def one(module, config, policy, table=(), *, reference_lengths=None, baseline=No
     if baseline is not None:
         fields["baseline"] = baseline
     return evaluate(module, config, batch([policy], [[row] for row in table], **fields))
+
+
+OBJECTIVES = {label: objective for name in LOSSES for label, objective in variants(name).items()}
+"""Every objective with each of its options, on each view of the data."""
+
+
+def each(objectives):
+    return pytest.mark.parametrize("objective", objectives.values(), ids=objectives)
+
+
+def batch_for(objective, seed, rows):
+    return random_batch(seed, rows, objective.responses, objective.references)
+
+
+def run(objective, logps) -> Result:
+    return result(objective.loss(logps), logps)

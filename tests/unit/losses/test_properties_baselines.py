@@ -11,9 +11,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrpo_ds.losses import cpo, dpo, ipo, kto, orpo, sft, simpo, tpo
-from tests.unit.losses.strategies import FEW, LOGP, PAIR, PROPERTY, SEED, TINY, evaluate, one, random_batch, result
-from tests.unit.losses.variants import variants
+from mrpo_ds.losses import cpo, dpo, ipo, kto, mppo, orpo, sft, simpo, tpo
+from tests.unit.losses.strategies import (
+    FEW,
+    LOGP,
+    OBJECTIVES,
+    PAIR,
+    PROPERTY,
+    SEED,
+    TINY,
+    batch_for,
+    each,
+    evaluate,
+    one,
+    random_batch,
+    run,
+    sigmoid,
+)
 
 BETA = st.sampled_from([0.01, 0.1, 0.5])
 LENGTHS = st.lists(st.integers(1, 40), min_size=3, max_size=3)
@@ -63,36 +77,27 @@ def test_p21_simpo_of_equal_lengths_without_a_margin_is_cpo_with_beta_over_the_l
     assert close(ours, one(cpo, cpo.Config(alpha=0.0, beta=beta / length), policy))
 
 
-def is_of_means(objective):
+def is_of_means(config):
     """Whether nothing but log-probs per token enters a loss."""
-    config = objective.config
-    return {
-        "simpo": True,
-        "orpo": True,
-        "sft": True,
-        "mppo": objective.name == "mppo" and config.anchor == "none",
-        "ipo": objective.name == "ipo" and config.length_norm,
-        "tpo": objective.name == "tpo"
-        and "tpo_l" in (config.variant, config.comparison)
-        and config.nll_reduction != "sum",
-    }.get(objective.name, False)
+    if isinstance(config, tpo.Config):
+        return config.nll_reduction != "sum" and (config.variant == "tpo_l" or config.comparison == "ipo")
+    if isinstance(config, mppo.Config):
+        return config.anchor == "none"
+    return getattr(config, "length_norm", False) or isinstance(config, (simpo.Config, orpo.Config, sft.Config))
 
 
-MEANS = {label: objective for label, objective in variants().items() if is_of_means(objective)}
-
-
-@pytest.mark.parametrize("objective", MEANS.values(), ids=MEANS)
+@each({label: objective for label, objective in OBJECTIVES.items() if is_of_means(objective.config)})
 @given(SEED)
 @FEW
 def test_p22_writing_every_token_twice_changes_nothing(objective, seed):
-    once = random_batch(seed, 3, objective.responses, objective.references)
+    once = batch_for(objective, seed, 3)
     twice = replace(
         once,
         policy=(2 * once.policy.detach()).requires_grad_(),
         **{field: 2 * getattr(once, field) for field in ("lengths", "reference", "reference_lengths")},
         **{field: 2 * getattr(once, field) for field in ("prompt", "prompt_lengths")},
     )
-    ours, other = (result(objective.loss(logps), logps) for logps in (once, twice))
+    ours, other = run(objective, once), run(objective, twice)
     assert ours.value == pytest.approx(other.value, abs=TINY)
     torch.testing.assert_close(ours.gradient, 2 * other.gradient, rtol=0, atol=TINY)
 
@@ -149,15 +154,19 @@ def test_what_only_compares_ignores_a_constant_on_both_responses(policy, referen
     assert close(one(ipo, config, policy, [moved], **more), one(ipo, config, policy, [reference], **more), 1e-7)
 
 
-@given(PAIR, PAIR, BETA)
+@given(PAIR, PAIR, st.lists(st.integers(1, 40), min_size=4, max_size=4), st.booleans(), BETA)
 @PROPERTY
-def test_ipo_has_the_gradient_of_a_parabola_and_is_0_at_its_target(policy, reference, tau):
-    h = (policy[0] - reference[0]) - (policy[1] - reference[1])
-    ours = one(ipo, ipo.Config(tau=tau, length_norm=False), policy, [reference])
-    assert ours.value == pytest.approx((h - 1 / (2 * tau)) ** 2, rel=1e-12, abs=1e-7)
-    assert ours.grad == pytest.approx([2 * (h - 1 / (2 * tau)), -2 * (h - 1 / (2 * tau))], rel=1e-10, abs=1e-8)
-    there = [policy[1] + reference[0] - reference[1] + 1 / (2 * tau), policy[1]]
-    assert one(ipo, ipo.Config(tau=tau, length_norm=False), there, [reference]).value == pytest.approx(0, abs=1e-20)
+def test_ipo_has_the_gradient_of_a_parabola_and_is_0_at_its_target(policy, reference, lengths, length_norm, tau):
+    """Means divide by each model's own count of tokens, sums by 1."""
+    config, counts = ipo.Config(tau=tau, length_norm=length_norm), lengths if length_norm else [1] * 4
+    more = {"table": [reference], "lengths": lengths[:2], "reference_lengths": [lengths[2:]]}
+    first = reference[0] / counts[2] - reference[1] / counts[3]
+    excess = policy[0] / counts[0] - policy[1] / counts[1] - first - 1 / (2 * tau)
+    ours = one(ipo, config, policy, **more)
+    assert ours.value == pytest.approx(excess**2, rel=1e-10, abs=TINY)
+    assert ours.grad == pytest.approx([2 * excess / counts[0], -2 * excess / counts[1]], rel=1e-10, abs=TINY)
+    there = [counts[0] * (policy[1] / counts[1] + first + 1 / (2 * tau)), policy[1]]
+    assert one(ipo, config, there, **more).value == pytest.approx(0, abs=1e-20)
 
 
 @given(PAIR, PAIR, st.floats(-50.0, 50.0), st.floats(0.5, 2.0), st.floats(0.5, 2.0))
@@ -171,10 +180,9 @@ def test_kto_of_a_pair_is_the_mean_of_its_two_labelled_responses(policy, referen
     ]
     assert both.value == pytest.approx((single[0].value + single[1].value) / 2, abs=TINY)
     assert both.grad == pytest.approx([run.grad[0] / 2 for run in single], abs=TINY)
-    assert 0 <= single[0].value <= lam_d and 0 <= single[1].value <= lam_u
-    assert single[0].grad[0] <= 0 <= single[1].grad[0]
-    unclamped = one(kto, config, policy, [reference], baseline=[max(baseline, 0.0)] * 2)
-    assert both.value == unclamped.value
+    rho = [mine - first - max(baseline, 0.0) for mine, first in zip(policy, reference, strict=True)]
+    wanted = [lam_d * sigmoid(-0.1 * rho[0]), lam_u * sigmoid(0.1 * rho[1])]  # 1 - sigmoid(x) = sigmoid(-x)
+    assert [run.value for run in single] == pytest.approx(wanted, abs=TINY)
 
 
 @given(PAIR, PAIR, st.floats(-20.0, 20.0), st.floats(-20.0, 20.0))

@@ -8,26 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrpo_ds.losses import mdpo, mean_ref, mrpo, multi_ref_dpo
+from mrpo_ds.losses import mdpo, mean_ref, mppo, mrpo, multi_ref_dpo
 from mrpo_ds.losses._virtual import TrustRegionOptions
-from tests.unit.losses.strategies import FEW, SEED, evaluate, random_batch, result, rows_of
-from tests.unit.losses.variants import variants
+from tests.unit.losses.strategies import FEW, OBJECTIVES, SEED, batch_for, each, evaluate, random_batch, rows_of, run
 
-OBJECTIVES = variants()
 LISTS = {label: objective for label, objective in OBJECTIVES.items() if objective.view == "ranked"}
 BROKEN = st.sampled_from([math.nan, math.inf, -math.inf])
-
-
-def each(objectives):
-    return pytest.mark.parametrize("objective", objectives.values(), ids=objectives)
-
-
-def batch_for(objective, seed, rows):
-    return random_batch(seed, rows, objective.responses, objective.references)
-
-
-def run(objective, logps):
-    return result(objective.loss(logps), logps)
 
 
 def same(ours, other):
@@ -79,14 +65,14 @@ def test_p23_the_order_of_scored_responses_does_not_matter(objective, seed, orde
     torch.testing.assert_close(moved.gradient, plain.gradient[:, order], rtol=0, atol=1e-10)
 
 
-def compares_all(objective):
+def compares_all(config):
     """Whether no tie has to be broken by the order of the columns."""
-    if objective.name == "mdpo":
-        return objective.config.pairs in ("none", "all")
-    return objective.config.variant in ("pair_mcs", "pair_mcm")
+    if isinstance(config, mdpo.Config):
+        return config.pairs in ("none", "all")
+    return config.variant in ("pair_mcs", "pair_mcm")
 
 
-TIES = {label: objective for label, objective in ORDERLESS.items() if compares_all(objective)}
+TIES = {label: objective for label, objective in ORDERLESS.items() if compares_all(objective.config)}
 
 
 @each(TIES)
@@ -105,9 +91,8 @@ def spread(logps, width, places, unscored=False):
     source = [places.index(column) if column in places else 0 for column in range(width)]
     extra = torch.tensor([column not in places for column in range(width)])
     wide = columns_of(logps, source)
-    scores = wide.scores.masked_fill(extra, math.nan)
     if unscored:
-        return replace(wide, scores=scores)
+        return replace(wide, scores=wide.scores.masked_fill(extra, math.nan))
     return replace(
         wide,
         policy=wide.policy.detach().masked_fill(extra, math.nan).requires_grad_(),
@@ -115,7 +100,7 @@ def spread(logps, width, places, unscored=False):
         reference=wide.reference.masked_fill(extra, -math.inf),
         reference_lengths=wide.reference_lengths.masked_fill(extra, 0),
         present=wide.present & ~extra,
-        scores=scores,
+        scores=wide.scores.masked_fill(extra, 100.0),
     )
 
 
@@ -178,7 +163,7 @@ def ways_to_break(objective):
         ways += ["reference", "reference length"]
     if objective.needs.score_range or objective.view == "unpaired":
         ways += ["unscored"]
-    elif objective.name in ("mdpo", "mppo"):
+    elif isinstance(objective.config, (mdpo.Config, mppo.Config)):
         ways += ["tied"]
     return ways
 
