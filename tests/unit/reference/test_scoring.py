@@ -21,7 +21,13 @@ ALL = batch_of(*range(12))
 
 
 def plain_score(path, prompt, response):
-    """(log-prob, tokens) of an answer, by transformers alone: own template or the plain one, one row, no padding."""
+    """(log-prob, tokens) of an answer, by transformers alone."""
+    tokens = plain_token_logps(path, prompt, response)
+    return sum(tokens), len(tokens)
+
+
+def plain_token_logps(path, prompt, response):
+    """Of an answer's tokens, the EOS last, by transformers alone: own template or the plain one, one row, no padding."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     if tokenizer.chat_template:
@@ -34,7 +40,7 @@ def plain_score(path, prompt, response):
     with torch.no_grad():
         logps = model(torch.tensor([given + answer])).logits[0].double().log_softmax(-1)
     predicted = logps[len(given) - 1 : -1]
-    return float(predicted.gather(1, torch.tensor(answer)[:, None]).sum()), len(answer)
+    return predicted.gather(1, torch.tensor(answer)[:, None])[:, 0].tolist()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,6 +51,20 @@ def test_scores_are_those_of_plain_transformers_row_by_row(name, material, score
             value, tokens = plain_score(path_of(name), example.prompt[0].content, response)
             assert scored.logps[b, r].item() == pytest.approx(value, rel=1e-5, abs=1e-4)
             assert scored.lengths[b, r].item() == tokens
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_p29_the_switch_for_the_closing_token_is_worth_exactly_that_token(name, material_of, scorer_of, path_of):
+    few = batch_of(0, 1, 2)
+    closed, open_ = (material_of(score_eos=scored) for scored in (True, False))
+    with_eos = scorer_of(closed, name).score(few, closed.splits)
+    without = scorer_of(open_, name).score(few, open_.splits)
+    assert (with_eos.lengths - without.lengths == 1).all()
+    for b, example in enumerate(few.examples(closed.splits)):
+        for r, response in enumerate(example.responses):
+            *_, eos = plain_token_logps(path_of(name), example.prompt[0].content, response)
+            difference = (with_eos.logps[b, r] - without.logps[b, r]).item()
+            assert difference == pytest.approx(eos, rel=1e-5, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
