@@ -27,7 +27,7 @@ def plain_score(path, prompt, response):
 
 
 def plain_token_logps(path, prompt, response):
-    """Of an answer's tokens, the EOS last, by transformers alone: own template or the plain one, one row, no padding."""
+    """Of an answer's tokens, the EOS last: with the model's own template or the plain one, one row, no padding."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     if tokenizer.chat_template:
