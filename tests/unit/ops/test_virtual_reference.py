@@ -1,6 +1,6 @@
 """Weights, trust regions and mixing: hand-made numbers and the properties of the MRPO paper's formulas.
 
-Examples A and B are those of tests/unit/losses/test_mrpo.py, the P-numbers those of test_properties_references.py there.
+Examples A and B are those of tests/unit/losses/test_mrpo.py; the P-numbers, of test_properties_references.py there.
 """
 
 import math
