@@ -4,6 +4,7 @@ A directory named step-* always is a whole one, unless its files were damaged la
 with checksums. A checkpoint that cannot be written leaves the ones before it as they are.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -70,8 +71,11 @@ class Checkpoints:
         partial = self.directory / f".{final.name}.partial"
         problem = self._write(engine, state, partial)
         if not problem:
-            problem = self._on_main(lambda: self._publish(partial, final))
+            problem = self._on_main(lambda: _publish(partial, final))
         if not problem:
+            if self.is_main:
+                log(f"checkpoint {final}")
+                self._prune()
             return
         if self.is_main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -90,8 +94,11 @@ class Checkpoints:
         if problem:
             return problem
         rank, size = int(os.environ["RANK"]), _world_size()
+        # The main rank's list: ranks may see a shared disk differently for a moment, and no file must fall between two.
+        lists = gather_objects(files_below(partial) if self.is_main else [])
+        mine = sorted(name for names in lists for name in names)[rank::size]
         entries: Manifest = {}
-        problem = _first(_attempt(lambda: entries.update(describe(partial, files_below(partial)[rank::size]))))
+        problem = _first(_attempt(lambda: entries.update(describe(partial, mine))))
         if problem:
             return problem
         parts = [json.loads(part) for rank_parts in gather_objects([json.dumps(entries)]) for part in rank_parts]
@@ -99,13 +106,11 @@ class Checkpoints:
         record = {**asdict(state), "world_size": size, "settings": self.settings, "files": files}
         return self._on_main(lambda: _write_record(partial / STATE_FILE, record))
 
-    def _publish(self, partial: Path, final: Path) -> None:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        write_through(self.directory)
-        log(f"checkpoint {final}")
+    def _prune(self) -> None:
         for old in list_checkpoints(self.directory)[: -self.keep]:
-            shutil.rmtree(old)
+            problem = _attempt(lambda old=old: shutil.rmtree(old))  # type: ignore[misc]
+            if problem:
+                log(f"warning: the old checkpoint {old} cannot be removed ({problem})")
 
     def _on_main(self, action: Callable[[], None]) -> str:
         """Let one rank act. Returns what went wrong, the same on every rank, or ""."""
@@ -193,6 +198,8 @@ def find_resume(run_dir: Path, resume: str) -> Path | None:
     candidates = list_checkpoints(run_dir / "checkpoints") if resume == "auto" else [Path(resume)]
     problems = []
     for path in reversed(candidates):
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 2**30
+        log(f"reading {path} to see that it is whole ({size:.2f} GiB)")
         problem = find_damage(path)
         if not problem:
             return path
@@ -226,6 +233,15 @@ def read_state(path: Path) -> dict[str, Any]:
     if seal != _seal(record):
         raise CheckpointError(f"{STATE_FILE} has changed since it was written")
     return record
+
+
+def _publish(partial: Path, final: Path) -> None:
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    with contextlib.suppress(
+        OSError
+    ):  # some file systems cannot sync a directory; the checkpoint is there all the same
+        write_through(final.parent)
 
 
 def _make_empty(directory: Path) -> None:

@@ -66,6 +66,7 @@ class DeepSpeedEngine:
             config=ds_config,
             dist_init_required=False,
         )
+        self._settings = _adam_settings(config)
         self._writes = _HeldWrites(self._engine)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
@@ -99,6 +100,8 @@ class DeepSpeedEngine:
     def load(self, directory: Path, tag: str) -> None:
         """See Engine."""
         self._engine.load_checkpoint(str(directory), tag=tag)
+        for group in self._engine.optimizer.param_groups:  # it came back with the settings that were saved
+            group.update(self._settings)
 
 
 class _HeldWrites:
@@ -155,13 +158,16 @@ def _shard(scorer: SequenceScorer, ds_config: dict[str, Any], device: torch.devi
 
 
 def _optimizer(parameters: list[nn.Parameter], config: OptimizationConfig, on_cpu: bool) -> torch.optim.Optimizer:
-    settings: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": (config.adam_beta1, config.adam_beta2),
-        "eps": config.adam_epsilon,
-        "weight_decay": config.weight_decay,
-    }
+    settings = {"lr": config.learning_rate, **_adam_settings(config)}
     if on_cpu:
         cpu_adam: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
         return cpu_adam
     return torch.optim.AdamW(parameters, fused=torch.cuda.is_available(), **settings)
+
+
+def _adam_settings(config: OptimizationConfig) -> dict[str, Any]:
+    return {
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }

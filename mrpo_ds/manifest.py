@@ -49,12 +49,16 @@ def damage(directory: Path, manifest: Manifest) -> str:
             return f"{name}: {error.strerror}"
         if present != size:
             return f"{name} has {present} bytes instead of {size}"
+
+    def problem(name: str) -> str:
+        try:
+            same = checksum(directory / name) == manifest[name][1]
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        return "" if same else f"{name} has changed since it was written (SHA-256)"
+
     with ThreadPoolExecutor(READERS) as pool:
-        sums = pool.map(lambda name: checksum(directory / name), manifest)
-        for (name, (_, expected)), found in zip(manifest.items(), sums, strict=True):
-            if found != expected:
-                return f"{name} has changed since it was written (SHA-256)"
-    return ""
+        return next((found for found in pool.map(problem, manifest) if found), "")
 
 
 def checksum(path: Path) -> str:

@@ -100,7 +100,7 @@ def run_settings(material: Material, device: torch.device) -> dict[str, Any]:
     """What must agree between the runs that share a checkpoint: full key -> plain value.
 
     What changes numbers in their last bits only may differ: sizes of micro-batches, attention, where files lie. Weights
-    and rows count by content.
+    and rows count by content; models of the Hub by their id and revision.
     """
     config = material.config
     settings: dict[str, Any] = {}
@@ -121,7 +121,7 @@ def run_settings(material: Material, device: torch.device) -> dict[str, Any]:
 def _digest(examples: list[Example]) -> str:
     digest = hashlib.sha256()
     for one in examples:
-        digest.update(repr((one.id, one.prompt, one.responses, one.scores, one.complete)).encode())
+        digest.update(repr((one.prompt, one.responses, one.scores, one.complete)).encode())
     return f"{len(examples)} rows, SHA-256 {digest.hexdigest()}"
 
 

@@ -92,7 +92,8 @@ class Objective:
             sums[0] += (safe.policy - safe.reference[0]).where(used, 0.0).sum(0)
             sums[1] += used.sum(0)
         sums = sum_over_ranks(sums)
-        return (sums[0] / sums[1].clamp(min=1)).float()
+        means = (sums[0] / sums[1].clamp(min=1)).float()
+        return means.where(means.isfinite(), torch.nan)  # a clamp would make -infinity a number, and hide it
 
     def total(self, output: LossOutput, micro: MicroBatch, counts: Counts) -> Tensor:
         """What a micro-batch adds to the loss of the step. Scalar, with gradient."""

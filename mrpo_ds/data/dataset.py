@@ -35,7 +35,7 @@ class DataReport:
     first_dropped: dict[str, str] = field(default_factory=dict)
     """The first such row of each reason, as "file row N: what is wrong"."""
     responses: int = 0
-    """Their responses."""
+    """Responses of the kept rows, those that were left out and those that the view does not take included."""
     left_out_responses: dict[str, int] = field(default_factory=dict)
     """Responses of kept rows that cannot be used, by reason."""
     truncated_rows: int = 0
@@ -60,11 +60,11 @@ class DataReport:
             "responses_per_prompt": self.responses_per_prompt,
         }
 
-    def _keep(self, examples: Sequence[Example], left_out: Sequence[str]) -> None:
+    def _keep(self, raw: RawExample, examples: Sequence[Example], left_out: Sequence[str]) -> None:
         """Count one row that became these examples, and its responses that were left out."""
+        self.responses += len(raw.responses) + len(raw.left_out)
         self.kept += 1
         self.examples += len(examples)
-        self.responses += sum(len(each.responses) for each in examples)
         self.responses_per_prompt = max(self.responses_per_prompt, *(len(each.responses) for each in examples))
         for reason in left_out:
             self.left_out_responses[reason] = self.left_out_responses.get(reason, 0) + 1
@@ -104,14 +104,15 @@ def load_examples(
             place = f"{source.source} row {number}"
             report.rows += 1
             try:
-                parts = select_view(adapt(row), config.view)
+                raw = adapt(row)
+                parts = select_view(raw, config.view)
                 made = _fit_row(parts, f"{name}:{number}", place, config, policy)
             except RowError as error:
                 report._drop(error, place)
             except DataError as error:
                 raise DataError(f"{place}: {error}") from error
             else:
-                report._keep(made, parts[0].left_out)
+                report._keep(raw, made, parts[0].left_out)
                 examples.extend(made)
     _check_report(report, config, what, required=what == "train" or bool(sources))
     return examples, report
@@ -169,11 +170,11 @@ def _check_report(report: DataReport, config: DataConfig, what: str, required: b
             f"{config.max_dropped_fraction:g} allows: {reasons}. Mend the rows, or raise data.max_dropped_fraction"
         )
     num_left_out = sum(report.left_out_responses.values())
-    if _fraction(num_left_out, num_left_out + report.responses) > config.max_left_out_fraction:
+    if _fraction(num_left_out, report.responses) > config.max_left_out_fraction:
         left_out = ", ".join(f"{count} x {reason}" for reason, count in report.left_out_responses.items())
         raise DataError(
-            f"data.{what}: {num_left_out} of {num_left_out + report.responses} responses are left out of the rows that "
-            f"are used, more than data.max_left_out_fraction={config.max_left_out_fraction:g} allows: {left_out}. Mend "
+            f"data.{what}: {num_left_out} of {report.responses} responses are left out of the rows that are "
+            f"used, more than data.max_left_out_fraction={config.max_left_out_fraction:g} allows: {left_out}. Mend "
             f"the rows, or raise data.max_left_out_fraction"
         )
     if _fraction(report.truncated_rows, report.rows) > config.max_truncated_fraction:

@@ -36,7 +36,10 @@ def mismatched(examples: Sequence[Example], max_length: int, policy: Renderer) -
     """
     runs = [list(run) for _, run in groupby(examples, key=lambda example: example.prompt)]
     if len(runs) == 1:
-        raise DataError("all prompts are the same, but KTO's KL term needs at least two different ones; add rows")
+        raise DataError(
+            f"{examples[0].source}: all prompts from this row on are the same, but KTO's KL term needs at least two "
+            "different ones, among the held-out rows too; add rows"
+        )
     numbers = [(run, position) for run in range(len(runs)) for position in range(len(runs[run]))]
     return [_with_other_responses(runs, run, position, max_length, policy) for run, position in numbers]
 

@@ -79,7 +79,11 @@ def _unpaired(raw: RawExample) -> list[RawExample]:
     # A response that is alone because the others were left out has a rating, not a label.
     if len(raw.responses) == 1 and not raw.left_out:
         if raw.scores is None:
-            raise RowError("missing label", "a row with one response needs a score: above 0 is desirable")
+            raise RowError(
+                "missing label", "a row with one response needs a score: 1 if it is desirable, 0 or -1 if not"
+            )
+        if raw.scores[0] not in (-1, 0, 1):
+            raise RowError("score is no label", f"one response with {raw.scores[0]:g}; allowed: 1, or 0 or -1")
         return [replace(raw, scores=(float(raw.scores[0] > 0),))]
     pair = _pair(raw)[0]
     return [

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from mrpo_ds import manifest
 from mrpo_ds.checkpoint import (
     STATE_FILE,
     Checkpoints,
     TrainState,
     check_resume,
     differences,
+    find_damage,
     find_resume,
     list_checkpoints,
 )
@@ -148,6 +151,40 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert str(error.value) == (
         f"{newest} is damaged: {problem}. Restore it from a backup, or remove it to go without it."
     )
+
+
+def test_a_file_that_cannot_be_read_is_damage(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(checkpoints, 1, 2)
+    shard = tmp_path / "checkpoints" / "step-00000002" / SHARD
+    read = manifest.checksum
+
+    def bad_sector(path: Path) -> str:
+        if path == shard:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(manifest, "checksum", bad_sector)
+    assert find_damage(shard.parents[1]) == f"{SHARD}: Input/output error"
+    assert find_resume(tmp_path, "auto") == tmp_path / "checkpoints" / "step-00000001"
+
+
+def test_an_old_one_that_cannot_be_removed_is_no_failure(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(checkpoints, 1, 2)
+    remove = shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        remove(path, ignore_errors=True)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    save(checkpoints, 3)
+    assert checkpoints.failed == []
+    assert names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
 
 
 def test_a_changed_record_is_damage_too(checkpoints: Checkpoints, tmp_path: Path) -> None:

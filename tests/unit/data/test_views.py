@@ -55,9 +55,15 @@ def test_a_row_without_scores(view: str, expected: list[Part]) -> None:
     assert parts(raw("abc"), view) == expected
 
 
-@pytest.mark.parametrize(("score", "label"), [(1.0, 1.0), (0.5, 1.0), (0.0, 0.0), (-2.0, 0.0)])
+@pytest.mark.parametrize(("score", "label"), [(1.0, 1.0), (0.0, 0.0), (-1.0, 0.0)])
 def test_the_score_of_an_only_response_is_its_label(score: float, label: float) -> None:
     assert parts(raw("a", score), "unpaired") == [(("a",), (label,))]
+
+
+@pytest.mark.parametrize("rating", [2.0, 0.5, 10.0])
+def test_a_rating_is_no_label(rating: float) -> None:
+    with pytest.raises(RowError, match="score is no label"):
+        select_view(raw("a", rating), "unpaired")
 
 
 @pytest.mark.parametrize(
