@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from mrpo_ds.manifest import Manifest, damage, describe, files_below, write_thro
 from mrpo_ds.tracking import log
 
 if TYPE_CHECKING:  # the check command finds checkpoints without waiting for deepspeed to be imported
-    from mrpo_ds.engine import Engine
+    from mrpo_ds.engine import Restorable
 
 TAG = "policy"
 STATE_FILE = "state.json"
@@ -61,54 +62,54 @@ class Checkpoints:
     failed: list[int] = field(default_factory=list)
     """Steps whose checkpoint could not be written."""
 
-    def save(self, engine: "Engine", state: TrainState) -> None:
+    def save(self, engine: "Restorable", state: TrainState) -> None:
         """Write a checkpoint of the step, then prune.
 
         When it cannot be written: says so and keeps the earlier ones; if on_failure is stop, raises CheckpointError on
         every rank.
         """
         final = self.directory / f"step-{state.step:08d}"
-        partial = self.directory / f".{final.name}.partial"
-        problem = self._write(engine, state, partial)
+        beside = self.directory / f".{final.name}.partial"
+        problem = self._write(engine, state, beside)
         if not problem:
-            problem = self._on_main(lambda: _publish(partial, final))
+            problem = self._on_main(lambda: _publish(beside, final))
         if not problem:
             if self.is_main:
                 log(f"checkpoint {final}")
                 self._prune()
             return
         if self.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(beside, ignore_errors=True)
         self.failed.append(state.step)
         message = f"the checkpoint {final} cannot be written ({problem}); earlier ones are as they were"
         if self.on_failure == "stop":
             raise CheckpointError(f"{message}, and checkpoint.on_failure is stop.")
         log(f"warning: {message}, and the run goes on")
 
-    def _write(self, engine: "Engine", state: TrainState, partial: Path) -> str:
-        """Fill the partial directory. Returns what went wrong on any rank, the same on every one, or ""."""
-        problem = self._on_main(lambda: _make_empty(partial))
+    def _write(self, engine: "Restorable", state: TrainState, beside: Path) -> str:
+        """Fill the directory beside. Returns what went wrong on any rank, the same on every one, or ""."""
+        problem = self._on_main(lambda: _make_empty(beside))
         if problem:
             return problem
-        problem = _first(_attempt(lambda: engine.save(partial, TAG)))  # on every rank, also of one that failed
+        problem = _first(_attempt(lambda: engine.save(beside, TAG)))  # on every rank, also of one that failed
         if problem:
             return problem
         rank, size = int(os.environ["RANK"]), _world_size()
         # The main rank's list: ranks may see a shared disk differently for a moment, and no file must fall between two.
-        lists = gather_objects(files_below(partial) if self.is_main else [])
+        lists = gather_objects(files_below(beside) if self.is_main else [])
         mine = sorted(name for names in lists for name in names)[rank::size]
         entries: Manifest = {}
-        problem = _first(_attempt(lambda: entries.update(describe(partial, mine))))
+        problem = _first(_attempt(lambda: entries.update(describe(beside, mine))))
         if problem:
             return problem
         parts = [json.loads(part) for rank_parts in gather_objects([json.dumps(entries)]) for part in rank_parts]
         files = {name: entry for part in parts for name, entry in part.items()}
         record = {**asdict(state), "world_size": size, "settings": self.settings, "files": files}
-        return self._on_main(lambda: _write_record(partial / STATE_FILE, record))
+        return self._on_main(lambda: _write_record(beside / STATE_FILE, record))
 
     def _prune(self) -> None:
         for old in list_checkpoints(self.directory)[: -self.keep]:
-            problem = _attempt(lambda old=old: shutil.rmtree(old))  # type: ignore[misc]
+            problem = _attempt(partial(shutil.rmtree, old))
             if problem:
                 log(f"warning: the old checkpoint {old} cannot be removed ({problem})")
 
@@ -126,7 +127,7 @@ class Checkpoints:
                 f"topology.policy={record['world_size']}."
             )
 
-    def load(self, engine: "Engine", path: Path) -> TrainState:
+    def load(self, engine: "Restorable", path: Path) -> TrainState:
         """Restore engine and state from a checkpoint directory that has passed check."""
         record = read_state(path)
         engine.load(path, TAG)
@@ -235,9 +236,9 @@ def read_state(path: Path) -> dict[str, Any]:
     return record
 
 
-def _publish(partial: Path, final: Path) -> None:
+def _publish(beside: Path, final: Path) -> None:
     shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
+    os.replace(beside, final)
     with contextlib.suppress(
         OSError
     ):  # some file systems cannot sync a directory; the checkpoint is there all the same

@@ -37,6 +37,10 @@ class Engine(Protocol):
     def score(self, batch: SequenceBatch) -> Tensor:
         """[N] summed log-probs without gradient."""
 
+
+class Restorable(Protocol):
+    """What a checkpoint needs from an engine."""
+
     def save(self, directory: Path, tag: str) -> None:
         """Write this rank's shards of parameters and optimizer; every rank must call it.
 
@@ -45,6 +49,10 @@ class Engine(Protocol):
 
     def load(self, directory: Path, tag: str) -> None:
         """Read what save wrote, at the same number of ranks."""
+
+
+class PolicyEngine(Engine, Restorable, Protocol):
+    """What a run needs: to train, and to go on later."""
 
 
 class DeepSpeedEngine:

@@ -10,7 +10,7 @@ from mrpo_ds.config.schema import Config
 from mrpo_ds.data.micro import PolicyBatcher
 from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.data.plan import Batch
-from mrpo_ds.engine import Engine
+from mrpo_ds.engine import Engine, PolicyEngine
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.evaluation.preferences import evaluate_preferences
 from mrpo_ds.learning_rate import learning_rate_at
@@ -64,7 +64,7 @@ class PolicyRun:
     """Everything the policy's loop works with, on one rank of the policy."""
 
     config: Config
-    engine: Engine
+    engine: PolicyEngine
     objective: Objective
     references: ReferenceClient
     batcher: PolicyBatcher

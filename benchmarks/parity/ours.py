@@ -60,12 +60,6 @@ class SgdEngine:
         self.optimizer.zero_grad()
         return float(norm)
 
-    def save(self, directory: Path, tag: str) -> None:
-        raise NotImplementedError
-
-    def load(self, directory: Path, tag: str) -> None:
-        raise NotImplementedError
-
 
 def main(model: str, directory: Path, names: list[str]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=0, world_size=1)

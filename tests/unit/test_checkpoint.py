@@ -59,7 +59,7 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
 
 def save(checkpoints: Checkpoints, *steps: int) -> None:
     for step in steps:
-        checkpoints.save(FileEngine(), TrainState(step, 10 * step))  # type: ignore[arg-type]
+        checkpoints.save(FileEngine(), TrainState(step, 10 * step))
 
 
 def names(run_dir: Path) -> list[str]:
@@ -70,7 +70,7 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoints: Checkpoints, tmp_path: P
     save(checkpoints, 3)
     path = find_resume(tmp_path, "auto")
     assert path is not None and path.name == "step-00000003"
-    engine: Any = FileEngine()
+    engine = FileEngine()
     assert checkpoints.load(engine, path) == TrainState(3, 30)
     assert engine.loaded == b".step-00000003.partial" * 1000
 
@@ -82,7 +82,7 @@ def test_only_the_newest_stay(checkpoints: Checkpoints, tmp_path: Path) -> None:
 
 def test_going_on_from_an_earlier_one_removes_the_later(checkpoints: Checkpoints, tmp_path: Path) -> None:
     save(checkpoints, 1, 2)
-    checkpoints.load(FileEngine(), tmp_path / "checkpoints" / "step-00000001")  # type: ignore[arg-type]
+    checkpoints.load(FileEngine(), tmp_path / "checkpoints" / "step-00000001")
     assert names(tmp_path) == ["step-00000001"]
 
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing_else(
     checkpoints: Checkpoints, tmp_path: Path, error: OSError | RuntimeError
 ) -> None:
     save(checkpoints, 1, 2)
-    checkpoints.save(FileEngine(error), TrainState(3))  # type: ignore[arg-type]
+    checkpoints.save(FileEngine(error), TrainState(3))
     assert names(tmp_path) == ["step-00000001", "step-00000002"], "nothing pruned, no partial left"
     assert checkpoints.failed == [3]
     save(checkpoints, 4)
@@ -110,7 +110,7 @@ def test_it_ends_the_run_where_that_is_asked_for(checkpoints: Checkpoints, tmp_p
     strict = replace(checkpoints, on_failure="stop")
     save(strict, 1)
     with pytest.raises(CheckpointError) as error:
-        strict.save(FileEngine(FULL[0]), TrainState(2))  # type: ignore[arg-type]
+        strict.save(FileEngine(FULL[0]), TrainState(2))
     assert str(error.value) == (
         f"the checkpoint {tmp_path}/checkpoints/step-00000002 cannot be written ([Errno 28] No space left on device); "
         "earlier ones are as they were, and checkpoint.on_failure is stop."
