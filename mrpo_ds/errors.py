@@ -1,5 +1,8 @@
 """The errors a user can meet. Each carries the exit code of DESIGN section 5 and prints without a traceback."""
 
+RUN_AGAIN = 75
+"""Exit code: stopped, run again to go on."""
+
 
 class MrpoError(Exception):
     """Base of every error that is the input's or the machine's fault, not the program's."""
@@ -29,6 +32,12 @@ class CheckpointError(MrpoError):
 
 class NonFiniteError(MrpoError):
     """The loss or the gradient stopped being a finite number; the weights were not touched."""
+
+
+class Stopped(MrpoError):
+    """The training loop stopped in order, after a whole step: run again to go on."""
+
+    exit_code = RUN_AGAIN
 
 
 def require(holds: bool, key: str, value: object, allowed: str, mend: str = "") -> None:

@@ -151,6 +151,10 @@ def _check_scores(examples: Sequence[Example], allowed: tuple[float, float] | No
             )
 
 
+_FREE = ("micro_batch_", "max_seconds")
+"""Settings of train that a resumed run may change."""
+
+
 def run_settings(material: Material, device: torch.device) -> dict[str, Any]:
     """What must agree between the runs that share a checkpoint: full key -> plain value.
 
@@ -168,7 +172,7 @@ def run_settings(material: Material, device: torch.device) -> dict[str, Any]:
         settings[f"{key}.chat_template"] = model.chat_template
     plain = to_dict(config)
     settings |= {f"loss.{key}": value for key, value in plain["loss"].items()}
-    settings |= {f"train.{key}": value for key, value in plain["train"].items() if not key.startswith("micro_batch_")}
+    settings |= {f"train.{key}": value for key, value in plain["train"].items() if not key.startswith(_FREE)}
     settings["data.score_eos"] = config.data.score_eos
     settings["data.score_turns"] = config.data.score_turns
     for split, one in sorted(material.prepared.items()):

@@ -1,5 +1,7 @@
 """Build what a role needs and run it: the policy's ranks train, a reference's ranks score."""
 
+import math
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -7,8 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
+from mrpo_ds.budget import Budget, make_budget
 from mrpo_ds.checkpoint import Checkpoints, TrainState
 from mrpo_ds.config.ds_config import read_ds_config
 from mrpo_ds.config.load import save_config, to_dict
@@ -17,6 +21,7 @@ from mrpo_ds.console import log, progress, warn
 from mrpo_ds.data.batching import Layout
 from mrpo_ds.distributed.bridge import Bridge
 from mrpo_ds.distributed.collectives import gather_objects
+from mrpo_ds.distributed.orders import Orders
 from mrpo_ds.distributed.worlds import World
 from mrpo_ds.engine import DeepSpeedEngine, full_shape, gathered, shard_frozen
 from mrpo_ds.export import check_names, export_model, exported_shapes
@@ -32,9 +37,12 @@ from mrpo_ds.reference.served import ServedReferences, serve
 from mrpo_ds.tracking import Tracker, read_jsonl
 from mrpo_ds.train import PolicyRun, Report, asked_of_references, describe_preferences
 
+BYTES_PER_PARAMETER = 12
+"""Of a checkpoint: a weight and AdamW's two moments in fp32."""
 
-def run_policy(material: Material, world: World, resume: Path | None, report: Report) -> None:
-    """A policy rank's whole life: load, check, train, export."""
+
+def run_policy(material: Material, world: World, resume: Path | None, report: Report, orders: Orders) -> None:
+    """A policy rank's whole life: load, check, train, export. orders: what to look for on global rank 0."""
     config = material.config
     run_dir = Path(config.output_dir)
     checkpoints = Checkpoints(
@@ -48,7 +56,7 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
     if resume:
         checkpoints.check(resume)  # before the minutes that large models take to load
     engine, layout = _policy_engine(material, world, report)
-    references = _reference_client(material, world, report)
+    references = _reference_client(material, world, report, lambda: orders.stop is not None)
     state = checkpoints.load(engine, resume) if resume else TrainState()
     run = PolicyRun(
         config=config,
@@ -59,12 +67,17 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
         checkpoints=checkpoints,
         tracker=_tracker(config, run_dir, state.step) if world.is_main else None,
         report=report,
+        orders=orders,
+        budget=_budget(config, engine) if world.is_main else None,
         state=state,
+        saved=state.step,
     )
-    for row in read_jsonl(run_dir / "evals.jsonl") if world.is_main and state.step else []:
-        run.evaluated.add(row["step"])
+    rows = read_jsonl(run_dir / "evals.jsonl") if world.is_main and state.step else []
+    for row in rows:
         if row["step"] == 0:
             run.evals["before"] = {name: value for name, value in row.items() if name != "step"}
+    for known in gather_objects([str(row["step"]) for row in rows]):
+        run.evaluated.update(int(step) for step in known)
     run.run(material.eval_batches(), material.train_batches(state.step))
     report("export", run.state.step)
     model = engine.scorer.model
@@ -87,6 +100,11 @@ def run_reference(material: Material, world: World, first_step: int, report: Rep
     serve(scorer, bridge, asked_of_references(batches, material.needs), report)
 
 
+def _budget(config: Config, engine: DeepSpeedEngine) -> Budget:
+    numbers = sum(math.prod(full_shape(parameter)) for parameter in engine.scorer.model.parameters())
+    return make_budget(config.train.max_seconds, psutil.Process().create_time(), BYTES_PER_PARAMETER * numbers)
+
+
 def _policy_engine(material: Material, world: World, report: Report) -> tuple[DeepSpeedEngine, Layout]:
     config = material.config
     speaker = material.speakers[POLICY]
@@ -104,16 +122,18 @@ def _policy_engine(material: Material, world: World, report: Report) -> tuple[De
     return engine, _preflight(scorer, engine.score, config.model, speaker, world)
 
 
-def _reference_client(material: Material, world: World, report: Report) -> ReferenceClient:
+def _reference_client(
+    material: Material, world: World, report: Report, stop_asked: Callable[[], bool]
+) -> ReferenceClient:
     config = material.config
     if config.topology.placement == "colocated" or not config.references:
         scorers = [_reference_scorer(reference, material, world, report) for reference in config.references]
         return ColocatedReferences(scorers, material.speakers[POLICY].encodings, world.device)
     report("meet the references", 0)
     bridge = Bridge(world) if world.is_leader else None
-    topology = config.topology
     encodings = material.speakers[POLICY].encodings
-    return ServedReferences(bridge, len(config.references), topology.run_ahead, encodings, world.device)
+    run_ahead = config.topology.run_ahead
+    return ServedReferences(bridge, len(config.references), run_ahead, encodings, world.device, stop_asked)
 
 
 def _reference_scorer(config: ReferenceConfig, material: Material, world: World, report: Report) -> ReferenceScorer:

@@ -1,19 +1,13 @@
 """One process of a run, from the launcher's variables to its end; and the launcher, when there is none."""
 
-import contextlib
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-
-import psutil
 
 from mrpo_ds.accelerator import announce_cpu
 from mrpo_ds.check import check_run
@@ -23,14 +17,12 @@ from mrpo_ds.console import configure_console, log
 from mrpo_ds.distributed.heartbeat import Heartbeat
 from mrpo_ds.distributed.launch import Launch, read_launch
 from mrpo_ds.distributed.topology import Role, Topology, build_topology, check_world_size
+from mrpo_ds.distributed.watch import Limits
 from mrpo_ds.distributed.worlds import Rendezvous, World, leave, open_rendezvous, split
-from mrpo_ds.errors import ConfigError, DataError, MrpoError, ReferenceError
+from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError, MrpoError, ReferenceError
 from mrpo_ds.material import Material, prepare
+from mrpo_ds.session import run_in_session
 
-RUN_AGAIN = 75
-"""Exit code: stopped, with a checkpoint to go on from."""
-SESSION_SECONDS = 60.0
-"""How long the processes of a launcher that has left may take to end; the launcher itself kills after 30 s."""
 VISIBLE = "MRPO_DS_CUDA_VISIBLE_DEVICES"
 """The user's CUDA_VISIBLE_DEVICES, which the deepspeed launcher overwrites when it is told a number of GPUs."""
 CHECKED = "MRPO_DS_CHECKED"
@@ -57,7 +49,8 @@ def _run_process(config: Config, launch: Launch, resume: str) -> int:
     timeout = config.topology.timeout_seconds
     topology = build_topology(config)
     rendezvous = open_rendezvous(launch, timeout)
-    heartbeat = Heartbeat(topology, rendezvous, timeout, lambda: _failure_code(config))
+    limits = Limits(timeout, asdict(config.topology.deadlines))
+    heartbeat = Heartbeat(topology, rendezvous, limits, lambda: _failure_code(config))
     heartbeat.start()
     try:
         heartbeat.phase("check")
@@ -73,7 +66,7 @@ def _run_process(config: Config, launch: Launch, resume: str) -> int:
         material = prepare(config, only=_reads_for(config, topology.role_of(launch.rank)))
         _agree_on_data(material, topology, rendezvous)
         world = split(topology, rendezvous, config.topology.share_gpus)
-        _run_role(material, world, checkpoint, heartbeat.phase)
+        _run_role(material, world, checkpoint, heartbeat)
         leave()
     except Exception as error:  # whatever it is, do not leave the other ranks waiting
         heartbeat.end_because(error)
@@ -81,17 +74,17 @@ def _run_process(config: Config, launch: Launch, resume: str) -> int:
     return 0
 
 
-def _run_role(material: Material, world: World, checkpoint: Path | None, report: Callable[[str, int], None]) -> None:
+def _run_role(material: Material, world: World, checkpoint: Path | None, heartbeat: Heartbeat) -> None:
     # DeepSpeed calls collectives by names that newer torch versions deprecate: nothing that our users could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # Imported here: deepspeed takes seconds, and none of the messages above should wait for it.
     from mrpo_ds.roles import run_policy, run_reference
 
     if world.role.is_policy:
-        run_policy(material, world, checkpoint, report)
+        run_policy(material, world, checkpoint, heartbeat.phase, heartbeat.orders)
     else:
         first_step = read_state(checkpoint)["step"] if checkpoint else 0
-        run_reference(material, world, first_step, report)
+        run_reference(material, world, first_step, heartbeat.phase)
 
 
 def _reads_for(config: Config, role: Role) -> str | None:
@@ -164,54 +157,10 @@ def _start_launcher(config: Config, arguments: list[str]) -> int:
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     log(f"starting {ranks} processes with the deepspeed launcher ({build_topology(config).describe()})")
-    code = _run_in_session(command, environment)
+    code, told = run_in_session(command, environment)
+    if told and code:
+        return RUN_AGAIN
     return code if code in (0, 1, 2, RUN_AGAIN) else _failure_code(config)
-
-
-def _run_in_session(command: list[str], environment: dict[str, str]) -> int:
-    """Run a launcher in a session of its own, end that as a whole when we are told to, and outlive it."""
-    started: list[int] = []
-    told: list[int] = []
-
-    def end(number: int, _: object) -> None:
-        told.append(number)
-        for session in started:
-            # SIGTERM whatever came: the launcher is itself two processes, and dies of other signals without its ranks.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(session, signal.SIGTERM)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, end)
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    started.append(process.pid)
-    if told:
-        end(told[0], None)
-    code = process.wait()
-    if code:
-        _end_session(process.pid)
-    return code
-
-
-def _end_session(session: int) -> None:
-    """Wait until every process of a session has ended: the launcher's first one may die long before its ranks."""
-    deadline = time.monotonic() + SESSION_SECONDS
-    while (left := _alive(session)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    for process in left:
-        log(f"process {process.pid} of the run does not end, and is killed")
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-
-
-def _alive(session: int) -> list[psutil.Process]:
-    """The processes of a session; a zombie that nobody reaps has ended."""
-    alive = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                alive.append(process)
-    return alive
 
 
 def _failure_code(config: Config) -> int:

@@ -134,6 +134,12 @@ class _WandbSink:
                 self._run.summary.update(dict(summary))
                 self._run.finish(exit_code=exit_code)
 
+    def stop(self, exit_code: int) -> None:
+        if self._run is not None:
+            with self._guarded("stop"):
+                self._run.mark_preempting()
+                self._run.finish(exit_code=exit_code)
+
     @contextlib.contextmanager
     def _guarded(self, verb: str) -> Iterator[None]:
         try:
@@ -291,6 +297,10 @@ class Tracker:
         if self._plots:
             self._draw()
         self._wandb.finish(summary, exit_code)
+
+    def stop(self, exit_code: int) -> None:
+        """Close W&B before the run is done: it may go on later under the same id."""
+        self._wandb.stop(exit_code)
 
     def _draw(self) -> None:
         try:

@@ -5,15 +5,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NoReturn
 
+import torch
+
+from mrpo_ds.budget import Budget
 from mrpo_ds.checkpoint import Checkpoints, TrainState
 from mrpo_ds.config.schema import Config
 from mrpo_ds.console import log, progress
 from mrpo_ds.data.micro import PolicyBatcher
 from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.data.plan import Batch, Batches
+from mrpo_ds.distributed.bridge import BrokenBridge
+from mrpo_ds.distributed.collectives import broadcast_from_leader
+from mrpo_ds.distributed.orders import Orders
 from mrpo_ds.engine import Engine, PolicyEngine
-from mrpo_ds.errors import ConfigError
+from mrpo_ds.errors import RUN_AGAIN, ConfigError, NonFiniteError, Stopped
 from mrpo_ds.evaluation.preferences import evaluate_preferences
 from mrpo_ds.learning_rate import learning_rate_at
 from mrpo_ds.memory import peak_memory_gib
@@ -74,29 +81,70 @@ class PolicyRun:
     tracker: Tracker | None
     """None on ranks other than the policy's first."""
     report: Report
+    orders: Orders
+    """Why to stop, on the policy's first rank; the others hear of it from that one."""
+    budget: Budget | None
+    """On the policy's first rank."""
     state: TrainState = field(default_factory=TrainState)
     evals: dict[str, dict[str, float]] = field(default_factory=dict)
     """Held-out metrics before and after training, for the summary."""
     evaluated: set[int] = field(default_factory=set)
-    """Steps whose evaluation the run that is resumed has already recorded."""
+    """Steps whose evaluation the run that is resumed has already recorded; the same on every rank."""
+    saved: int = 0
+    """The step of the newest checkpoint, 0 when there is none."""
 
     def run(self, eval_batches: Batches, train_batches: Batches) -> None:
-        """Score the held-out rows once, then evaluate, train, checkpoint and evaluate to the end."""
+        """Score the held-out rows once, then evaluate, train, checkpoint and evaluate to the end.
+
+        Raises Stopped, with a checkpoint, when it is asked to stop or loses a reference; NonFiniteError with one too.
+        """
         batches = chain(eval_batches, train_batches)
         answers = self.references.stream(asked_of_references(batches, self.objective.needs))
         held_out = self._held_out(eval_batches, answers)
+        self.orders.take()
+        try:
+            self._train(held_out, train_batches, answers)
+        except BrokenBridge as error:
+            self._stop(str(error))
+        except NonFiniteError:
+            self._save_unless_saved()
+            raise
+
+    def _train(self, held_out: "list[_Answered]", batches: Batches, answers: Iterator[ReferenceAnswer]) -> None:
         if self.state.step == 0:
             self.evals["before"] = self._evaluate(held_out)
-        with progress(len(train_batches), "training", "step") as bar:
-            for batch in train_batches:
+        elif self._evaluation_due() and self.state.step not in self.evaluated:  # stopped before it had been made
+            self._evaluate(held_out)
+        with progress(len(batches), "training", "step") as bar:
+            for batch in batches:
+                self._stop_if_asked()
                 self._step(batch, answers)
                 bar.update(1)
-                last = self.state.step == self.total_steps
-                if self._due(self.config.evaluate.every_steps) and not last:
+                if self._evaluation_due():
                     self._evaluate(held_out)
-                if self._checkpoint_due(last):
+                if self._checkpoint_due():
                     self._save()
         self.evals["after"] = self._evaluate(held_out)
+
+    def _stop_if_asked(self) -> None:
+        """Raise Stopped, on every rank, when the first one has been asked to stop or runs out of time."""
+        if self.budget and (over := self.budget.over(self._due(self.config.evaluate.every_steps, self.state.step + 1))):
+            self.orders.give(over)
+        asked = torch.tensor([self.orders.stop is not None], dtype=torch.float32, device=self.engine.device)
+        if broadcast_from_leader(asked).item():
+            self._stop("stopped by the policy's first rank")
+
+    def _stop(self, why: str) -> NoReturn:
+        self._save_unless_saved()
+        why = self.orders.stop.reason if self.orders.stop else why
+        if self.tracker:
+            self.tracker.stop(RUN_AGAIN)
+        kept = f"step {self.saved} is saved" if self.saved else "nothing was trained yet"
+        raise Stopped(f"{why}; {kept}, run again with --resume auto")
+
+    def _save_unless_saved(self) -> None:
+        if self.state.step > self.saved:
+            self._save()
 
     def _held_out(self, batches: Batches, answers: Iterator[ReferenceAnswer]) -> "list[_Answered]":
         with progress(len(batches), "scoring held-out rows", "batch") as bar:
@@ -132,6 +180,8 @@ class PolicyRun:
         metrics["epoch"] = step / steps_per_epoch(self.num_train, self.config.train.batch_size)
         metrics["num_tokens"] = float(self.state.tokens)
         metrics |= _performance(scored, self.objective.reference_names, time.perf_counter() - started)
+        if self.budget:
+            self.budget.took("step", time.perf_counter() - started)
         if self.tracker:
             self.tracker.log_step(step, metrics)
 
@@ -158,23 +208,38 @@ class PolicyRun:
     def _evaluate(self, held_out: "list[_Answered]") -> dict[str, float]:
         if not held_out:
             return {}
-        self.report("evaluate", self.state.step)
-        metrics = evaluate_preferences(self.engine, self.objective, map(self._scored, held_out))
+        started = time.perf_counter()
+        metrics = evaluate_preferences(self.engine, self.objective, self._one_by_one(held_out))
+        if self.budget:
+            self.budget.took("evaluate", time.perf_counter() - started)
         if self.tracker and self.state.step not in self.evaluated:
             self.tracker.log_eval(self.state.step, metrics)
         log(f"step {self.state.step}: held-out {describe_preferences(metrics)}loss {metrics['loss']:.4f}")
         return metrics
 
+    def _one_by_one(self, held_out: "list[_Answered]") -> Iterator[ScoredBatch]:
+        for answered in held_out:
+            self._stop_if_asked()
+            self.report("evaluate", self.state.step)
+            yield self._scored(answered)
+
     def _save(self) -> None:
         self.report("checkpoint", self.state.step)
+        started = time.perf_counter()
         self.checkpoints.save(self.engine, self.state)
+        if self.budget:
+            self.budget.took("checkpoint", time.perf_counter() - started)
+        self.saved = self.state.step
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.state.step % every == 0
+    def _due(self, every: int, step: int) -> bool:
+        return every > 0 and step % every == 0 and step != self.total_steps
 
-    def _checkpoint_due(self, last: bool) -> bool:
+    def _evaluation_due(self) -> bool:
+        return self._due(self.config.evaluate.every_steps, self.state.step)
+
+    def _checkpoint_due(self) -> bool:
         every = self.config.checkpoint.every_steps
-        return every > 0 and (last or self._due(every))
+        return self._due(every, self.state.step) or (every > 0 and self.state.step == self.total_steps)
 
     @property
     def num_train(self) -> int:

@@ -83,6 +83,29 @@ class ReferenceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeadlinesConfig:
+    """How long a process may be in one phase without progress before it is named and the run ends, > 0 seconds each."""
+
+    load: float = 3600.0
+    """Loading a model and its preflight."""
+    score: float = 1800.0
+    """A reference scoring one batch, and the policy waiting for it."""
+    train: float = 1800.0
+    """One optimizer step, what is compiled before the first included."""
+    evaluate: float = 1800.0
+    """One batch of an evaluation."""
+    checkpoint: float = 3600.0
+    """Writing a checkpoint."""
+    export: float = 3600.0
+    """Writing the trained model."""
+
+    def __post_init__(self) -> None:
+        for name in ("load", "score", "train", "evaluate", "checkpoint", "export"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"topology.deadlines.{name}", value, "> 0 seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TopologyConfig:
     """Who sits on which rank."""
 
@@ -97,7 +120,9 @@ class TopologyConfig:
     share_gpus: bool = False
     """Allow ranks of different roles on one GPU (more processes than GPUs on a node)."""
     timeout_seconds: float = 600.0
-    """A peer that gives no sign of life, or no answer, for this long ends the run, > 0 seconds."""
+    """A process that gives no sign of life for this long ends the run, > 0 seconds."""
+    deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
+    """How long each phase may go without progress although the process lives."""
 
     def __post_init__(self) -> None:
         require(self.policy >= 1, "topology.policy", self.policy, ">= 1 rank")
@@ -225,6 +250,9 @@ class OptimizationConfig:
     """Passes over the training rows, >= 1."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, >= 1, or null for all epochs. The schedule ends there too."""
+    max_seconds: float | None = None
+    """Stop in time, with a checkpoint and exit code 75, to take no longer than this, > 0 seconds, or null. Within a
+    Slurm job its end counts too."""
     learning_rate: float = 5e-7
     """Peak learning rate of AdamW, > 0."""
     weight_decay: float = 0.0
@@ -251,6 +279,8 @@ class OptimizationConfig:
         require(self.micro_batch_tokens >= 1, "train.micro_batch_tokens", self.micro_batch_tokens, ">= 1 tokens")
         require(self.epochs >= 1, "train.epochs", self.epochs, ">= 1")
         require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, ">= 1, or null")
+        seconds = self.max_seconds
+        require(seconds is None or seconds > 0, "train.max_seconds", seconds, "> 0 seconds, or null")
         require(0 < self.learning_rate < math.inf, "train.learning_rate", self.learning_rate, "> 0")
         require(0 <= self.weight_decay < math.inf, "train.weight_decay", self.weight_decay, ">= 0")
         for key in ("adam_beta1", "adam_beta2"):
@@ -267,7 +297,7 @@ class CheckpointConfig:
     """Checkpoints to resume from."""
 
     every_steps: int = 100
-    """Optimizer steps between checkpoints, >= 1, or 0 for none."""
+    """Optimizer steps between checkpoints, >= 1, or 0 for none but when the run is asked to stop."""
     keep: int = 2
     """Newest checkpoints that stay on disk, >= 1."""
     on_failure: str = "continue"

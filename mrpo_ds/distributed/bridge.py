@@ -4,15 +4,15 @@ Message t is an all-gather of one flat float64 tensor per leader. The policy's o
 message t + run_ahead before it needs message t. A posted side is a credit: a reference that has scored a batch waits
 until the policy has posted for it, which bounds how far the references run ahead, and with it their memory.
 
-Only the policy's wait for a message has a time limit. A reference may wait for as long as the policy evaluates or
-writes a checkpoint: that the policy lives is the heartbeat's business.
+No wait for a message has a time limit of its own: who is late, and since when, is the heartbeat's business. The policy
+leaves its wait when it is asked to stop.
 """
 
 # torch.distributed exports its stores and process groups without telling type checkers.
 # mypy: disable-error-code="attr-defined,name-defined"
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from itertools import islice
 
@@ -24,22 +24,27 @@ from mrpo_ds.distributed.worlds import World
 from mrpo_ds.errors import ReferenceError
 
 WITHOUT_LIMIT = timedelta(days=30)
+LOOK_UP = timedelta(seconds=0.5)
+"""How often the policy's wait looks whether it shall end."""
 
 
 class BrokenBridge(ReferenceError):
     """A peer is gone or gives no answer. Who it is, the other end of the bridge cannot know: ask the heartbeat."""
 
 
+class Interrupted(BrokenBridge):
+    """The policy was asked to stop while it waited."""
+
+
 class Bridge:
     """A leader's end of the bridge. Every leader must send or receive once per message, in one order."""
 
     def __init__(self, world: World) -> None:
-        """Meet the other leaders. Raises BrokenBridge, naming them, when some do not come in time."""
+        """Meet the other leaders, however long they load. Raises BrokenBridge when global rank 0 is gone."""
         roles = world.topology.roles
         self._names = [role.name for role in roles]
-        self._timeout = timedelta(seconds=world.rendezvous.timeout_seconds)
         store = dist.PrefixStore("bridge", world.rendezvous.connect())
-        _meet(store, self._names, world.role.name, self._timeout)
+        _meet(store, self._names, world.role.name)
         try:
             self._group = dist.ProcessGroupGloo(store, self._names.index(world.role.name), len(roles), WITHOUT_LIMIT)
         except RuntimeError as error:
@@ -50,12 +55,12 @@ class Bridge:
 
         Raises BrokenBridge when a peer is gone.
         """
-        self._wait(self._post(message), WITHOUT_LIMIT)
+        self._wait(self._post(message))
 
-    def receive(self, sizes: Iterable[int], run_ahead: int) -> Iterator[Tensor]:
+    def receive(self, sizes: Iterable[int], run_ahead: int, stop_asked: Callable[[], bool]) -> Iterator[Tensor]:
         """The policy's side: yield [K, size] for each message size, in order, with run_ahead more posted.
 
-        Raises BrokenBridge when a peer is gone, or has not answered within the timeout from when it was asked.
+        Raises BrokenBridge when a peer is gone, Interrupted when stop_asked() becomes true before a message is there.
         """
         waiting = iter(sizes)
         posted: deque[_Posted] = deque()
@@ -64,7 +69,7 @@ class Bridge:
                 posted.append(self._post(torch.zeros(size, dtype=torch.float64)))
             if not posted:
                 return
-            yield torch.stack(self._wait(posted.popleft(), self._timeout)[1:])
+            yield torch.stack(self._wait(posted.popleft(), stop_asked)[1:])
 
     def _post(self, mine: Tensor) -> "_Posted":
         outputs = [torch.empty_like(mine) for _ in self._names]
@@ -73,18 +78,20 @@ class Bridge:
         except RuntimeError as error:
             raise self._broken(error) from error
 
-    def _wait(self, posted: "_Posted", timeout: timedelta) -> list[Tensor]:
+    def _wait(self, posted: "_Posted", stop_asked: Callable[[], bool] = lambda: False) -> list[Tensor]:
         work, outputs = posted
-        try:
-            work.wait(timeout)
-        except RuntimeError as error:
-            raise self._broken(error) from error
-        return outputs
+        while True:
+            try:
+                work.wait(LOOK_UP)
+                return outputs
+            except RuntimeError as error:
+                if work.is_completed():  # or the time to look up has come, and the wait goes on
+                    raise self._broken(error) from error
+            if stop_asked():
+                raise Interrupted("asked to stop")
 
     def _broken(self, error: RuntimeError) -> BrokenBridge:
         what = str(error).split(". ")[0].splitlines()[0]
-        if "timed out" in what:
-            what = f"no answer for {self._timeout.total_seconds():g} s (topology.timeout_seconds)"
         return BrokenBridge(f"the bridge between {', '.join(self._names)} broke: {what}")
 
 
@@ -92,17 +99,10 @@ _Posted = tuple[dist.Work, list[Tensor]]
 """An all-gather under way, and the tensors that it fills, one per leader."""
 
 
-def _meet(store: dist.Store, names: list[str], own: str, timeout: timedelta) -> None:
-    """Wait for all leaders, who may load their models for as long as timeout."""
-    store.set(f"here/{own}", "")
+def _meet(store: dist.Store, names: list[str], own: str) -> None:
+    """Wait for all leaders."""
     try:
-        store.wait([f"here/{name}" for name in names], timeout)
+        store.set(f"here/{own}", "")
+        store.wait([f"here/{name}" for name in names], WITHOUT_LIMIT)
     except RuntimeError as error:
-        try:
-            missing = [name for name in names if not store.check([f"here/{name}"])]
-        except RuntimeError:
-            raise BrokenBridge("the store that global rank 0 keeps is gone") from error
-        raise BrokenBridge(
-            f"{', '.join(missing)} did not come to the bridge within {timeout.total_seconds():g} s; if loading a model "
-            "takes that long, raise topology.timeout_seconds"
-        ) from error
+        raise BrokenBridge("the store that global rank 0 keeps is gone") from error

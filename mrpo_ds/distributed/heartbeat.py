@@ -10,8 +10,8 @@ Holding the interpreter's lock for long (a load, a compile) delays beats but clo
 """
 
 import contextlib
+import faulthandler
 import os
-import secrets
 import selectors
 import signal
 import socket
@@ -19,46 +19,39 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import NoReturn, Protocol
+from dataclasses import replace
+from typing import NoReturn
 
 import torch
 
 from mrpo_ds.distributed.bridge import BrokenBridge
+from mrpo_ds.distributed.judge import Judge
+from mrpo_ds.distributed.launchers import Launchers
+from mrpo_ds.distributed.member import Member
+from mrpo_ds.distributed.orders import Orders
 from mrpo_ds.distributed.topology import Topology
-from mrpo_ds.distributed.verdict import (
-    Peer,
-    Verdict,
-    Word,
-    judge_death,
-    judge_silence,
-    judge_trouble,
-)
-from mrpo_ds.distributed.wire import Line, listen
-from mrpo_ds.distributed.worlds import Rendezvous, own_address
-from mrpo_ds.errors import ConfigError, MrpoError
+from mrpo_ds.distributed.verdict import Verdict, Word
+from mrpo_ds.distributed.watch import Limits, Watch
+from mrpo_ds.distributed.worlds import Rendezvous
+from mrpo_ds.errors import MrpoError, Stopped
 
 BEAT_SECONDS = 1.0
-GRACE_SECONDS = 1.0
-"""How long global rank 0 waits, after a reported error, for the death that explains it."""
-VERDICT_SECONDS = 15.0
-"""How long a process in trouble waits for the verdict; launchers kill 30 s after their signal."""
-FAREWELL_SECONDS = 3.0
-"""How long global rank 0 stays after its verdict, for the others to read it and to leave first."""
+SAME_SIGNAL_SECONDS = 3.0
+"""Launchers pass one signal on several times; what comes later than this is a second one, and ends the run at once."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-KEY = "heartbeat"
 
 
 class Heartbeat:
     """This process's beats and its watch over the others. Start it as soon as the shared store is open."""
 
     def __init__(
-        self, topology: Topology, rendezvous: Rendezvous, timeout_seconds: float, exit_code: Callable[[], int]
+        self, topology: Topology, rendezvous: Rendezvous, limits: Limits, exit_code: Callable[[], int]
     ) -> None:
         """exit_code is asked when a run must end: 75 when there is a checkpoint to go on from, 1 otherwise."""
+        self.orders = Orders()
         self._topology = topology
         self._rendezvous = rendezvous
-        self._timeout = timeout_seconds
+        self._limits = limits
         self._exit_code = exit_code
         self._word = Word(socket.gethostname())
         self._trace = ""
@@ -66,7 +59,9 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = os.pipe()
-        self._watch: _Watch
+        self._launchers = Launchers()
+        self._stop_asked = 0.0
+        self._watch: Watch
         self._thread = threading.Thread(target=self._run_to_the_end, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -74,9 +69,10 @@ class Heartbeat:
 
         Raises ConfigError when global rank 0 cannot be reached.
         """
-        launch = self._rendezvous.launch
-        make = _Judge if launch.rank == 0 else _Member
-        self._watch = make(self._topology, self._rendezvous, self._timeout, self._selector)
+        if self._rendezvous.launch.rank == 0:
+            self._watch = Judge(self._topology, self._rendezvous, self._limits, self.orders, self._selector)
+        else:
+            self._watch = Member(self._topology, self._rendezvous, self._limits, self._selector)
         for end in (self._wake_reader, self._wake_writer):
             os.set_blocking(end, False)
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
@@ -87,7 +83,7 @@ class Heartbeat:
 
     def phase(self, name: str, step: int = 0) -> None:
         """Say what this process is doing now; messages about it quote the last word it said."""
-        self._set(phase=name, step=step)
+        self._set(phase=name, step=step, tick=self._word.tick + 1)
 
     def done(self) -> None:
         """Say that this process has finished its work: from now on its silence is no failure. Ends the thread."""
@@ -101,6 +97,9 @@ class Heartbeat:
     def end_because(self, error: Exception) -> NoReturn:
         """The work of this process failed: tell global rank 0, which names the culprit, and leave."""
         text = str(error).splitlines()[0] if str(error) else ""
+        if isinstance(error, Stopped):
+            self._set(status="stopped", reason=text, exit_code=error.exit_code)
+            self._thread.join()
         if not isinstance(error, MrpoError):
             self._trace = "".join(traceback.format_exception(error))  # a defect, unless a peer turns out to have died
             text = f"{type(error).__name__}: {text}"
@@ -148,6 +147,7 @@ class Heartbeat:
                 self._watch.say(word, now, due)
             if due:
                 beat_due = now + BEAT_SECONDS
+                self._look_at_launchers()
             if word.status == "done":
                 self._watch.close()
                 return
@@ -158,231 +158,30 @@ class Heartbeat:
     def _take_signals(self) -> None:
         received = [signal.Signals(number) for number in os.read(self._wake_reader, 1 << 12) if number]
         if received:
-            self._set(status="stopping", reason=f"stopped by {received[0].name}")
+            self._ask_to_stop(f"stopped by {received[0].name}", again=True)
+
+    def _look_at_launchers(self) -> None:
+        gone = "" if self._stop_asked else self._launchers.gone()
+        if gone:
+            self._ask_to_stop(f"stopped because {gone}", again=False)
+
+    def _ask_to_stop(self, reason: str, again: bool) -> None:
+        """The first time, ask global rank 0; the second time, if it counts as one, end."""
+        now = time.monotonic()
+        if not self._stop_asked:
+            self._stop_asked = now
+            self._set(stop=reason)
+        elif again and now - self._stop_asked > SAME_SIGNAL_SECONDS:
+            self._set(status="stopping", reason=f"{reason} (the second signal)")
 
     def _leave(self, verdict: Verdict) -> NoReturn:
         """End this process. The message goes out in one write past Python's buffers: their locks may be held."""
         if verdict.culprit == self._rendezvous.launch.rank and self._trace:
             os.write(2, self._trace.encode())
+        if self._rendezvous.launch.rank in verdict.overdue:
+            faulthandler.dump_traceback(2, all_threads=True)  # where its main thread is
         if self._watch.speaks:
             os.write(2, f"mrpo-ds: error: {verdict.message}\n".encode())
         code = self._exit_code() if verdict.exit_code is None else verdict.exit_code
         self._watch.announce(replace(verdict, exit_code=code))
         os._exit(code)
-
-
-class _Watch(Protocol):
-    """The watch of a process over others: global rank 0 over all, all over global rank 0."""
-
-    speaks: bool
-    """Whether this process prints the verdict that it just gave: one of all that give the same one."""
-
-    def hear(self, key: selectors.SelectorKey, now: float) -> None:
-        """Read what a socket has."""
-
-    def say(self, word: Word, now: float, due: bool) -> None:
-        """Tell the other side, when the word has changed and when a beat is due."""
-
-    def verdict(self, word: Word, now: float) -> Verdict | None:
-        """The verdict, when it is time for one. word: this process's own."""
-
-    def forgive(self, seconds: float) -> None:
-        """This process did not run for so long (lock held, suspended): nobody's silence counts for that time."""
-
-    def announce(self, verdict: Verdict) -> None:
-        """The last act before this process ends."""
-
-    def close(self) -> None:
-        """This process is done and leaves in peace."""
-
-
-class _Judge:
-    """Global rank 0's side."""
-
-    def __init__(
-        self, topology: Topology, rendezvous: Rendezvous, timeout: float, selector: selectors.BaseSelector
-    ) -> None:
-        self.speaks = True
-        self._topology = topology
-        self._timeout = timeout
-        self._selector = selector
-        self._lines: dict[int, Line] = {}
-        self._strangers: dict[int, Line] = {}
-        now = time.monotonic()
-        self._peers = {rank: Peer(None, now) for rank in range(topology.world_size)}
-        self._troubles: dict[int, Word] = {}
-        self._trouble_since = 0.0
-        self._death: Verdict | None = None
-        self._token = secrets.token_hex(8)  # whoever else finds the port is not of this run
-        self._server = listen()
-        self._server.setblocking(False)
-        selector.register(self._server, selectors.EVENT_READ)
-        address = f"{own_address(rendezvous.launch)} {self._server.getsockname()[1]} {self._token}"
-        rendezvous.store.set(KEY, address)
-
-    def hear(self, key: selectors.SelectorKey, now: float) -> None:
-        if key.fileobj is self._server:
-            with contextlib.suppress(OSError):  # gone again before it was here
-                connection, _ = self._server.accept()
-                self._strangers[connection.fileno()] = Line(connection)
-                self._selector.register(connection, selectors.EVENT_READ)
-        elif key.fd in self._strangers:
-            self._meet(key.fd, now)
-        else:
-            self._listen_to(key.data, now)
-
-    def say(self, word: Word, now: float, due: bool) -> None:
-        self._take_word(0, word, now)
-        if due or word.status == "done":  # the others need to know that it lives, not every step of it
-            for line in self._lines.values():
-                line.send(asdict(word))
-
-    def verdict(self, word: Word, now: float) -> Verdict | None:
-        if self._death is not None:
-            return self._death
-        if self._troubles and now - self._trouble_since > GRACE_SECONDS:
-            return judge_trouble(self._topology, self._peers, list(self._troubles.items()), now)
-        for rank, peer in self._peers.items():
-            gone = peer.word is not None and peer.word.status == "done"
-            if rank != 0 and not gone and now - peer.heard > self._timeout:
-                return judge_silence(self._topology, rank, peer, now)
-        return None
-
-    def forgive(self, seconds: float) -> None:
-        if seconds:
-            self._peers = {rank: replace(peer, heard=peer.heard + seconds) for rank, peer in self._peers.items()}
-
-    def announce(self, verdict: Verdict) -> None:
-        for line in self._lines.values():
-            line.send({"verdict": asdict(verdict)})
-        deadline = time.monotonic() + FAREWELL_SECONDS
-        while self._lines and time.monotonic() < deadline:
-            time.sleep(0.05)
-            for key, _ in self._selector.select(0):
-                if key.data in self._lines and self._lines[key.data].read() is None:
-                    self._forget(key.data)
-
-    def close(self) -> None:
-        for line in self._lines.values():
-            line.close()
-        self._server.close()
-
-    def _meet(self, descriptor: int, now: float) -> None:
-        """The first word on a connection says which rank it is."""
-        line = self._strangers[descriptor]
-        words = line.read()
-        if words == []:
-            return
-        del self._strangers[descriptor]
-        self._selector.unregister(line.socket)
-        hello = words[0] if words else {}
-        rank = hello.get("rank")
-        if hello.get("token") != self._token or rank not in self._peers or rank in self._lines:
-            line.close()
-            return
-        self._lines[rank] = line
-        self._selector.register(line.socket, selectors.EVENT_READ, rank)
-        line.send(asdict(self._peers[0].word or Word(socket.gethostname())))  # it shall know whom it lost, if it does
-        for word in words[1:] if words else []:
-            self._take_word(rank, Word(**word), now)
-
-    def _listen_to(self, rank: int, now: float) -> None:
-        words = self._lines[rank].read()
-        for word in words or []:
-            self._take_word(rank, Word(**word), now)
-        if words is None:
-            self._forget(rank)
-            last = self._peers[rank].word or Word("unknown")
-            if last.status != "done" and self._death is None:
-                self._death = judge_death(self._topology, rank, last)
-
-    def _take_word(self, rank: int, word: Word, now: float) -> None:
-        self._peers[rank] = Peer(word, now)
-        if word.status not in ("running", "done") and rank not in self._troubles:
-            self._trouble_since = self._trouble_since or now
-            self._troubles[rank] = word
-
-    def _forget(self, rank: int) -> None:
-        line = self._lines.pop(rank)
-        self._selector.unregister(line.socket)
-        line.close()
-
-
-class _Member:
-    """The side of every other rank."""
-
-    def __init__(
-        self, topology: Topology, rendezvous: Rendezvous, timeout: float, selector: selectors.BaseSelector
-    ) -> None:
-        launch = rendezvous.launch
-        # Global rank 0 speaks for all. When it is gone nobody can ask who else speaks: one rank of each host does.
-        self._speaks_alone = launch.local_rank == 0 or launch.rank == 1
-        self.speaks = self._speaks_alone
-        self._topology = topology
-        self._rank = launch.rank
-        self._timeout = timeout
-        self._selector = selector
-        self._main = Peer(None, time.monotonic())
-        self._troubled_since = 0.0
-        self._verdict: Verdict | None = None
-        self._line: Line | None = _connect(rendezvous)
-        selector.register(self._line.socket, selectors.EVENT_READ)
-
-    def hear(self, key: selectors.SelectorKey, now: float) -> None:
-        if self._line is None:
-            return
-        words = self._line.read()
-        for word in words or []:
-            if "verdict" in word:
-                self._verdict = Verdict(**word["verdict"])
-                self.speaks = False
-            else:
-                self._main = Peer(Word(**word), now)
-        if words is None:
-            self._selector.unregister(self._line.socket)
-            self._line = None
-            last = self._main.word or Word("unknown")
-            if last.status != "done" and self._verdict is None:
-                self._verdict = judge_death(self._topology, 0, last)
-
-    def say(self, word: Word, now: float, due: bool) -> None:
-        if word.status not in ("running", "done"):
-            self._troubled_since = self._troubled_since or now
-        if self._line is not None:
-            self._line.send(asdict(word))
-
-    def verdict(self, word: Word, now: float) -> Verdict | None:
-        if self._verdict is not None:
-            return self._verdict
-        if self._line is not None and now - self._main.heard > self._timeout:
-            return judge_silence(self._topology, 0, self._main, now)
-        alone = self._line is None or now - self._troubled_since > VERDICT_SECONDS
-        if self._troubled_since and alone:  # global rank 0 is done, or too busy to judge
-            self.speaks = True
-            peers = {0: self._main, self._rank: Peer(word, now)}
-            return judge_trouble(self._topology, peers, [(self._rank, word)], now)
-        return None
-
-    def forgive(self, seconds: float) -> None:
-        self._main = replace(self._main, heard=self._main.heard + seconds)
-
-    def announce(self, verdict: Verdict) -> None:
-        """Nobody listens to a member's verdict."""
-
-    def close(self) -> None:
-        if self._line is not None:
-            self._line.close()
-
-
-def _connect(rendezvous: Rendezvous) -> Line:
-    launch = rendezvous.launch
-    try:
-        address, port, token = rendezvous.store.get(KEY).decode().split()
-        line = Line(socket.create_connection((address, int(port)), rendezvous.timeout_seconds))
-    except (RuntimeError, OSError) as error:
-        raise ConfigError(
-            f"rank {launch.rank} cannot reach the heartbeat of global rank 0 ({str(error).splitlines()[0]}). "
-            "All hosts must reach each other on every port above 1024."
-        ) from error
-    line.send({"rank": launch.rank, "token": token})  # a new connection takes that much at once
-    return line

@@ -7,8 +7,20 @@ from mrpo_ds.distributed.topology import Topology
 
 SUSPECT_SECONDS = 5.0
 """When a collective broke, a peer that has been silent for this long is the one to name."""
-PRIORITY = ("failed", "broken", "stopping")
+PRIORITY = ("failed", "broken", "stopping", "stopped")
 """An error of a process's own explains a broken collective, and both explain a launcher's signal to the others."""
+
+DEADLINE_OF = {
+    "load": "load",
+    "preflight": "load",
+    "score": "score",
+    "wait": "score",  # for references: whoever is late among them is overdue before the one that waits
+    "train": "train",
+    "evaluate": "evaluate",
+    "checkpoint": "checkpoint",
+    "export": "export",
+}
+"""First word of a phase -> its key in topology.deadlines. Other phases wait for peers who have deadlines."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +31,18 @@ class Word:
     phase: str = "start"
     step: int = 0
     status: str = "running"
-    """running | failed (its own error) | broken (a collective or the bridge) | stopping (a signal) | done."""
+    """running | failed (its own error) | broken (a collective or the bridge) | stopping (a signal, at once) | stopped
+    (by the training loop, in order) | done."""
     reason: str = ""
-    """Why it is failed, broken or stopping."""
+    """Why it is failed, broken, stopping or stopped."""
     exit_code: int | None = None
     """What the run should exit with for that reason; None: 75 when there is a checkpoint, 1 otherwise."""
+    stop: str = ""
+    """'stopped by SIGTERM': this process was asked to stop, once; the training loop shall finish its step first."""
+    order: str = ""
+    """Of global rank 0: why the training loop has been asked to stop. Until it has, nobody leaves by himself."""
+    tick: int = 0
+    """Grows with every sign of progress of the process's main thread."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,8 @@ class Peer:
     """The last it said; None before the first."""
     heard: float
     """When it said so, in seconds of this process's monotonic clock."""
+    since: float = 0.0
+    """When it last said something new about its progress."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,14 @@ class Verdict:
     """Global rank of the process to blame, where there is one."""
     exit_code: int | None = None
     """As in Word."""
+    overdue: tuple[int, ...] = ()
+    """Global ranks whose main threads make no progress: they show where they are."""
+
+
+def hear(peer: Peer | None, word: Word, now: float) -> Peer:
+    """A peer that has just said a word. A word that tells of no progress leaves since as it was."""
+    same = peer is not None and peer.word is not None and peer.word.tick == word.tick
+    return Peer(word, now, peer.since if peer is not None and same else now)
 
 
 def judge_trouble(
@@ -55,12 +84,15 @@ def judge_trouble(
     Args:
         topology: The names of the ranks.
         peers: Every global rank, the one that judges too.
-        troubles: At least one (global rank, its word), status failed, broken or stopping.
+        troubles: At least one (global rank, its word), status as in PRIORITY.
         now: In seconds of the clock of Peer.heard.
     """
     rank, word = min(troubles, key=lambda trouble: PRIORITY.index(trouble[1].status))
     if word.status == "stopping":
         return Verdict(_stopped(topology, peers, dict(troubles)), None, word.exit_code)
+    if word.status == "stopped":
+        first = dict(troubles)[min(dict(troubles))]
+        return Verdict(first.reason, None, first.exit_code)
     failure = f"{describe(topology, rank, word)} failed {_where(word)}: {word.reason}"
     if word.status == "failed":
         return Verdict(failure, rank, word.exit_code)
@@ -94,6 +126,33 @@ def judge_silence(topology: Topology, rank: int, peer: Peer, now: float) -> Verd
     )
 
 
+def judge_overdue(
+    topology: Topology, peers: Mapping[int, Peer], deadlines: Mapping[str, float], now: float
+) -> Verdict | None:
+    """The verdict about processes that beat, but whose main threads have been in one phase for too long, if any.
+
+    Args:
+        topology: The names of the ranks.
+        peers: Every global rank.
+        deadlines: Seconds by the kind of phase, as in DEADLINE_OF.
+        now: In seconds of the clock of Peer.since.
+    """
+    overdue = {}
+    for rank, peer in peers.items():
+        kind = DEADLINE_OF.get(peer.word.phase.partition(" ")[0]) if peer.word else None
+        if peer.word and peer.word.status == "running" and kind and now - peer.since > deadlines[kind]:
+            overdue[rank] = kind
+    if not overdue:
+        return None
+    first, kind = next(iter(overdue.items()))
+    names = "; ".join(f"{describe(topology, rank, peers[rank].word)} {_where_of(peers[rank])}" for rank in overdue)
+    return Verdict(
+        f"no progress for {now - peers[first].since:.0f} s (topology.deadlines.{kind}): {names}",
+        first,
+        overdue=tuple(overdue),
+    )
+
+
 def describe(topology: Topology, rank: int, word: Word | None) -> str:
     """'ref/gemma rank 0 (global rank 2, host node7)'."""
     role = topology.role_of(rank)
@@ -103,6 +162,10 @@ def describe(topology: Topology, rank: int, word: Word | None) -> str:
 
 def _where(word: Word) -> str:
     return f"at step {word.step} in phase '{word.phase}'"
+
+
+def _where_of(peer: Peer) -> str:
+    return _where(peer.word) if peer.word else "has not reported"
 
 
 def _stopped(topology: Topology, peers: Mapping[int, Peer], stopping: Mapping[int, Word]) -> str:

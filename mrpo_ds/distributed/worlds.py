@@ -20,10 +20,8 @@ from mrpo_ds.distributed.launch import Launch
 from mrpo_ds.distributed.topology import Role, Topology
 from mrpo_ds.errors import ConfigError
 
-ROLE_TIMEOUT_FACTOR = 3
-"""A policy rank waits for its leader while that one meets, then hears, the references: each may take the timeout."""
-REFERENCE_TIMEOUT = timedelta(days=30)
-"""A reference's ranks wait for their leader as long as the policy evaluates; the heartbeat knows who died."""
+WITHOUT_LIMIT = timedelta(days=30)
+"""A role's ranks wait for their leader as long as it waits for other roles: who is late, the heartbeat knows."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +82,16 @@ def split(topology: Topology, rendezvous: Rendezvous, share_gpus: bool) -> World
     role = topology.role_of(launch.rank)
     rank = launch.rank - role.first
     device = pick_device(launch.local_rank, share_gpus)
-    timeout = timedelta(seconds=ROLE_TIMEOUT_FACTOR * rendezvous.timeout_seconds)
-    if not role.is_policy:
-        timeout = REFERENCE_TIMEOUT
 
     key = f"role/{role.name}"
     if rank == 0:
         address = own_address(launch)
         # Port 0: the system chooses, so no other job can have it and no one can take it in between.
-        role_store = dist.TCPStore(address, 0, role.size, is_master=True, timeout=timeout, wait_for_workers=False)
+        role_store = dist.TCPStore(address, 0, role.size, is_master=True, timeout=WITHOUT_LIMIT, wait_for_workers=False)
         rendezvous.store.set(key, f"{address} {role_store.port}")
     else:
         address, port_text = rendezvous.store.get(key).decode().split()
-        role_store = dist.TCPStore(address, int(port_text), role.size, is_master=False, timeout=timeout)
+        role_store = dist.TCPStore(address, int(port_text), role.size, is_master=False, timeout=WITHOUT_LIMIT)
 
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # with it set, env:// would wait for an agent for ever
     os.environ.update(
@@ -106,9 +101,8 @@ def split(topology: Topology, rendezvous: Rendezvous, share_gpus: bool) -> World
         MASTER_ADDR=address,
         MASTER_PORT=str(role_store.port),  # DeepSpeed names its shared memory after it: must differ between roles
     )
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", store=role_store, rank=rank, world_size=role.size, timeout=timeout
-    )
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=role_store, rank=rank, world_size=role.size, timeout=WITHOUT_LIMIT)
     return World(topology, role, launch.rank, rank, role.size, device, rendezvous)
 
 

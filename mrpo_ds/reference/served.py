@@ -12,13 +12,15 @@ from torch import Tensor
 
 from mrpo_ds.data.encodings import SplitEncodings, shape_of
 from mrpo_ds.data.plan import Batch
-from mrpo_ds.distributed.bridge import Bridge
+from mrpo_ds.distributed.bridge import Bridge, BrokenBridge, Interrupted
 from mrpo_ds.distributed.collectives import broadcast_from_leader
 from mrpo_ds.reference.client import ReferenceAnswer
 from mrpo_ds.reference.scoring import ReferenceScorer, Scored
 
 TELEMETRY = 3
 """score seconds, tokens, idle seconds."""
+NOTHING = -1.0
+"""The leader broadcasts this, in the place of an answer that will not come: no part of an answer's telemetry is < 0."""
 
 
 class ServedReferences:
@@ -31,31 +33,44 @@ class ServedReferences:
         run_ahead: int,
         encodings: SplitEncodings,
         device: torch.device,
+        stop_asked: Callable[[], bool],
     ) -> None:
-        """Bridge is None on policy ranks other than the leader. Encodings are the policy's: they say the shapes."""
+        """Bridge is None on policy ranks other than the leader. Encodings are the policy's: they say the shapes.
+
+        stop_asked() tells the leader, in a wait, that it shall end.
+        """
         self._bridge = bridge
         self._num_references = num_references
         self._run_ahead = run_ahead
         self._encodings = encodings
         self._device = device
+        self._stop_asked = stop_asked
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ReferenceAnswer]:
         """See ReferenceClient."""
+        self._why = "the policy's leader gets no answer"
         asked: Iterator[tuple[int, int]] = (shape_of(batch, self._encodings) for batch in batches)
         messages = None
         if self._bridge:
             asked, posted = tee(asked)
-            messages = self._bridge.receive((message_size(*shape) for shape in posted), self._run_ahead)
+            sizes = (message_size(*shape) for shape in posted)
+            messages = self._bridge.receive(sizes, self._run_ahead, self._stop_asked)
         for shape in asked:
             started = time.perf_counter()
-            if messages is not None:
-                received = next(messages).to(self._device)
-            else:
-                received = torch.empty(
-                    self._num_references, message_size(*shape), dtype=torch.float64, device=self._device
-                )
-            received = broadcast_from_leader(received)
-            yield _unpack(received, shape, time.perf_counter() - started)
+            received = broadcast_from_leader(self._next(messages, message_size(*shape)).to(self._device))
+            answer = _unpack(received, shape, time.perf_counter() - started)
+            if NOTHING in answer.idle_seconds:
+                raise Interrupted(self._why)
+            yield answer
+
+    def _next(self, messages: Iterator[Tensor] | None, size: int) -> Tensor:
+        """The leader's [K, size], a message or NOTHING; on other ranks room for it."""
+        if messages is not None:
+            try:
+                return next(messages)
+            except (BrokenBridge, Interrupted) as error:
+                self._why = str(error)
+        return torch.full((self._num_references, size), NOTHING, dtype=torch.float64)
 
 
 def serve(

@@ -45,11 +45,13 @@ MAY_IMPORT = {
     "material": "errors types losses config config.schema data models console",
     "report": "errors config.schema data console material",
     "check": "errors config config.schema data distributed.topology material models checkpoint console report",
-    "train": "errors types config.schema learning_rate memory data distributed console tracking reference engine "
-    "checkpoint metrics objective evaluation",
+    "budget": "",
+    "train": "errors types config.schema learning_rate memory budget data distributed console tracking reference "
+    "engine checkpoint metrics objective evaluation",
     "roles": "errors types config config.schema memory data distributed console tracking reference models export "
-    "preflight engine checkpoint metrics objective material train",
-    "run": "errors accelerator config.schema distributed console checkpoint material check roles",
+    "preflight engine checkpoint metrics objective material budget train",
+    "session": "console",
+    "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
     "demo": "errors accelerator console",
     "cli": "errors accelerator config console check run",
     "__main__": "cli",
@@ -67,7 +69,7 @@ ONLY_IN = {
     "tqdm": "console",
     "omegaconf": "config",
     "yaml": "config",
-    "psutil": "run",
+    "psutil": "session distributed roles",
     "tokenizers": "data",
     "transformers": "data models check export demo",
     "safetensors": "export",

@@ -1,0 +1,31 @@
+"""The processes that started this one: when a launcher is killed, its ranks must not go on by themselves."""
+
+import psutil
+
+
+class Launchers:
+    """The Python processes above this one: torchrun's agent, or deepspeed's launcher, its runner and our own command.
+
+    What is above them (a shell, Slurm) may leave while a run goes on in the background, and is not watched.
+    """
+
+    def __init__(self) -> None:
+        self._watched: list[psutil.Process] = []
+        for process in psutil.Process().parents():
+            if not _is_python(process):
+                break
+            self._watched.append(process)
+
+    def gone(self) -> str:
+        """Which launcher is gone, for a message; "" when all are there."""
+        for process in self._watched:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return f"the launcher (process {process.pid}) is gone"
+        return ""
+
+
+def _is_python(process: psutil.Process) -> bool:
+    try:
+        return process.name().startswith(("python", "deepspeed", "torchrun", "mrpo-ds"))
+    except psutil.Error:  # another user's, or gone just now
+        return False
