@@ -57,7 +57,9 @@ class Bridge:
         """
         self._wait(self._post(message))
 
-    def receive(self, sizes: Iterable[int], run_ahead: int, stop_asked: Callable[[], bool]) -> Iterator[Tensor]:
+    def receive(
+        self, sizes: Iterable[int], run_ahead: int, stop_asked: Callable[[], bool] = lambda: False
+    ) -> Iterator[Tensor]:
         """The policy's side: yield [K, size] for each message size, in order, with run_ahead more posted.
 
         Raises BrokenBridge when a peer is gone, Interrupted when stop_asked() becomes true before a message is there.

@@ -5,16 +5,19 @@ import re
 import signal
 import socket
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from mrpo_ds.config.schema import DeadlinesConfig
 from mrpo_ds.distributed.collectives import sum_over_ranks
-from mrpo_ds.distributed.heartbeat import Heartbeat
+from mrpo_ds.distributed.heartbeat import SAME_SIGNAL_SECONDS, Heartbeat
 from mrpo_ds.distributed.launch import Launch
 from mrpo_ds.distributed.topology import Topology
+from mrpo_ds.distributed.watch import Limits
 from mrpo_ds.distributed.worlds import leave, open_rendezvous, split
-from mrpo_ds.errors import DataError, NonFiniteError
+from mrpo_ds.errors import RUN_AGAIN, DataError, NonFiniteError, Stopped
 from tests.distributed.harness import Outcome, Ranks, make_topology, say
 
 TOPOLOGY = make_topology(2, a=1)
@@ -25,8 +28,12 @@ SOON = 6.0
 """Seconds within which everybody has left after a sign that needs no timeout: grace and farewell on a busy machine."""
 
 
+def limits(silence: float, **deadlines: float) -> Limits:
+    return Limits(silence, asdict(DeadlinesConfig()) | deadlines)
+
+
 def enter(topology: Topology, launch: Launch, timeout: float) -> Heartbeat:
-    heartbeat = Heartbeat(topology, open_rendezvous(launch, 30), timeout, lambda: FAILED)
+    heartbeat = Heartbeat(topology, open_rendezvous(launch, 30), limits(timeout), lambda: FAILED)
     heartbeat.start()
     return heartbeat
 
@@ -88,7 +95,7 @@ def test_the_loss_of_rank_0_is_named_once_and_at_once() -> None:
 def die_in_a_collective(topology: Topology, launch: Launch) -> None:
     """The others' collectives break because rank 1 dies: their errors are echoes."""
     rendezvous = open_rendezvous(launch, 30)
-    heartbeat = Heartbeat(topology, rendezvous, 60, lambda: FAILED)
+    heartbeat = Heartbeat(topology, rendezvous, limits(60), lambda: FAILED)
     heartbeat.start()
     split(topology, rendezvous, share_gpus=False)
     heartbeat.phase("train", 3)
@@ -143,7 +150,7 @@ def hold_the_lock(topology: Topology, launch: Launch, who: int, seconds: float, 
     if launch.rank == who:
         say("holding")
         ctypes.PyDLL(None).sleep(int(seconds))
-        time.sleep(1)  # the work goes on: a rank that is done just then may leave in peace, signal or not
+        time.sleep(3)  # the work goes on: a rank that is done just then may leave in peace, signal or not
     else:
         time.sleep(seconds)
     heartbeat.done()
@@ -163,7 +170,7 @@ def test_a_signal_while_a_rank_loads_does_not_blame_that_rank() -> None:
     told = ranks.send_signal(signal.SIGTERM, 0, 1, 2)
     outcomes = ranks.finish()
     assert errors(outcomes) == [f"{ERROR}stopped by SIGTERM at step 0 in phase 'load'"]
-    assert all(outcome.exit_code == FAILED for outcome in outcomes.values())
+    assert {rank: outcome.exit_code for rank, outcome in outcomes.items()} == dict.fromkeys(range(3), RUN_AGAIN)
     assert outcomes[0].ended - told < SOON
 
 
@@ -221,7 +228,7 @@ def test_a_signal_to_all_is_told_once(number: signal.Signals) -> None:
     ranks, told = start_and(number, 2, 1, 0)
     outcomes = ranks.finish()
     assert errors(outcomes) == [f"{ERROR}stopped by {number.name} at step 5 in phase 'work'"]
-    assert all(outcome.exit_code == FAILED and outcome.ended - told < SOON for outcome in outcomes.values())
+    assert all(outcome.exit_code == RUN_AGAIN and outcome.ended - told < SOON for outcome in outcomes.values())
 
 
 def test_a_death_explains_the_signals_of_the_launcher_that_saw_it() -> None:
@@ -239,12 +246,106 @@ def test_a_signal_to_one_rank_ends_all_and_names_it() -> None:
     assert "ref/a rank 0 (global rank 2" in message and "was stopped by SIGTERM at step 5" in message
 
 
+# ---- orders ----------------------------------------------------------------------------------------------------------
+
+
+def train_in_steps(topology: Topology, launch: Launch, silence: float, step_seconds: float) -> None:
+    """What the training loop does: a step, then a look whether to stop; the references work for ever."""
+    heartbeat = enter(topology, launch, silence)
+    heartbeat.phase("train", 1)
+    if launch.rank != 0:
+        say("going")
+        sleep_in_c()
+    heartbeat.orders.take()
+    time.sleep(0.5)
+    say("going")
+    for step in range(1, 100):
+        heartbeat.phase("train", step)
+        time.sleep(step_seconds)
+        if heartbeat.orders.stop is not None:
+            heartbeat.end_because(Stopped(f"{heartbeat.orders.stop.reason}; step {step} is saved"))
+
+
+def start_training(silence: float = 60, step_seconds: float = 0.2) -> Ranks:
+    started = Ranks(train_in_steps, TOPOLOGY, silence, step_seconds)
+    started.wait_for("going", 0, 1, 2)
+    return started
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_signal_to_any_rank_lets_the_policy_finish_its_step(rank: int) -> None:
+    ranks = start_training()
+    told = ranks.send_signal(signal.SIGUSR1, rank)
+    outcomes = ranks.finish()
+    (message,) = errors(outcomes)
+    assert re.search(
+        r"stopped by SIGUSR1: the run stops after this step, with a checkpoint; step \d+ is saved", message
+    )
+    assert all(outcome.exit_code == RUN_AGAIN and outcome.ended - told < SOON for outcome in outcomes.values())
+
+
+def test_a_signal_that_launchers_repeat_at_once_is_one() -> None:
+    ranks = start_training(step_seconds=2.0)
+    for _ in range(3):
+        ranks.send_signal(signal.SIGTERM, 0, 1, 2)
+        time.sleep(0.2)
+    outcomes = ranks.finish()
+    assert "is saved" in errors(outcomes)[0] and len(errors(outcomes)) == 1
+
+
+def test_a_second_signal_ends_the_run_at_once() -> None:
+    ranks = start_training(step_seconds=30.0)
+    ranks.send_signal(signal.SIGINT, 0)
+    time.sleep(SAME_SIGNAL_SECONDS + 1)
+    told = ranks.send_signal(signal.SIGINT, 0)
+    outcomes = ranks.finish()
+    assert errors(outcomes) == [f"{ERROR}stopped by SIGINT (the second signal) at step 1 in phase 'train'"]
+    assert all(outcome.exit_code == FAILED and outcome.ended - told < SOON for outcome in outcomes.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_reference_lets_the_policy_save_what_it_has(number: signal.Signals) -> None:
+    ranks = start_training(silence=3)
+    ranks.send_signal(number, 2)
+    outcomes = ranks.finish(leave_behind=(2,))
+    (message,) = errors(outcomes)
+    assert re.search(
+        r"ref/a rank 0 .*(died|is stuck).*step 1 in phase 'train'. The policy saves what it has; ", message
+    )
+    assert all(outcomes[rank].exit_code == RUN_AGAIN for rank in (0, 1))
+
+
+def hang(topology: Topology, launch: Launch, who: int) -> None:
+    """One process lives, but its main thread makes no progress."""
+    rendezvous = open_rendezvous(launch, 30)
+    heartbeat = Heartbeat(topology, rendezvous, limits(60, train=2.0), lambda: FAILED)
+    heartbeat.start()
+    if launch.rank == who:
+        heartbeat.phase("train", 4)
+        sleep_in_c()
+    for step in range(100):
+        heartbeat.phase("train", step)
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_a_main_thread_without_progress_is_named_and_shows_where_it_is(who: int) -> None:
+    outcomes = Ranks(hang, TOPOLOGY, who).finish()
+    (message,) = errors(outcomes)
+    name = "policy rank 0" if who == 0 else "ref/a rank 0"
+    assert re.search(
+        rf"no progress for [23] s \(topology.deadlines.train\): {name} .* at step 4 in phase 'train'$", message
+    )
+    assert "in sleep_in_c" in outcomes[who].output
+    assert "in sleep_in_c" not in outcomes[1].output
+
+
 # ---- the normal end --------------------------------------------------------------------------------------------------
 
 
 def finish_in_order(topology: Topology, launch: Launch, delays: tuple[float, float, float]) -> None:
     rendezvous = open_rendezvous(launch, 30)
-    heartbeat = Heartbeat(topology, rendezvous, 60, lambda: FAILED)
+    heartbeat = Heartbeat(topology, rendezvous, limits(60), lambda: FAILED)
     heartbeat.start()
     split(topology, rendezvous, share_gpus=False)
     rendezvous.store.set(f"here/{launch.rank}", "")

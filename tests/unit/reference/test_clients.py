@@ -27,7 +27,7 @@ class Bridge:
         messages = self.sent.setdefault(name, [])
         return type("End", (), {"send": staticmethod(messages.append)})
 
-    def receive(self, sizes, run_ahead):
+    def receive(self, sizes, run_ahead, stop_asked):
         self.sizes = list(sizes)
         yield from (torch.stack(messages) for messages in zip(*self.sent.values(), strict=True))
 
@@ -49,7 +49,7 @@ def served(material, scorer_of, phases):
     for name in ("ref1", "ref2"):
         end = bridge.end_of(name)
         serve(scorer_of(material, name), end, BATCHES, lambda *phase: phases.append(phase))
-    client = ServedReferences(bridge, 2, 2, encodings_of(material), CPU)
+    client = ServedReferences(bridge, 2, 2, encodings_of(material), CPU, lambda: False)
     answers = list(client.stream(BATCHES))
     assert bridge.sizes == [message_size(3, 2), message_size(4, 2), message_size(1, 2)]
     return answers
