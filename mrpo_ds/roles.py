@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mrpo_ds.checkpoint import Checkpoints, TrainState
-from mrpo_ds.config.ds_config import read_ds_config
+from mrpo_ds.config.ds_config import check_restorable, read_ds_config
 from mrpo_ds.config.load import save_config, to_dict
 from mrpo_ds.config.schema import Config, ReferenceConfig
 from mrpo_ds.console import log, progress, warn
@@ -44,10 +44,14 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
         is_main=world.is_leader,
         on_failure=config.checkpoint.on_failure,
         allow_changes=config.checkpoint.allow_changes,
+        background=config.checkpoint.background,
     )
     if resume:
+        check_restorable(config.deepspeed, read_ds_config(config.deepspeed))
         checkpoints.check(resume)  # before the minutes that large models take to load
     engine, layout = _policy_engine(material, world, report)
+    if resume or config.checkpoint.every_steps:
+        engine.check_shares()
     references = _reference_client(material, world, report)
     state = checkpoints.load(engine, resume) if resume else TrainState()
     run = PolicyRun(

@@ -13,7 +13,7 @@ from mrpo_ds.data.micro import PolicyBatcher
 from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.data.plan import Batch, Batches
 from mrpo_ds.engine import Engine, PolicyEngine
-from mrpo_ds.errors import ConfigError
+from mrpo_ds.errors import ConfigError, NonFiniteError
 from mrpo_ds.evaluation.preferences import evaluate_preferences
 from mrpo_ds.learning_rate import learning_rate_at
 from mrpo_ds.memory import peak_memory_gib
@@ -89,7 +89,12 @@ class PolicyRun:
             self.evals["before"] = self._evaluate(held_out)
         with progress(len(train_batches), "training", "step") as bar:
             for batch in train_batches:
-                self._step(batch, answers)
+                try:
+                    self._step(batch, answers)
+                except NonFiniteError:  # on every rank, so what is pending can still be published
+                    self.checkpoints.finish()
+                    raise
+                self.checkpoints.poll()
                 bar.update(1)
                 last = self.state.step == self.total_steps
                 if self._due(self.config.evaluate.every_steps) and not last:
@@ -97,6 +102,8 @@ class PolicyRun:
                 if self._checkpoint_due(last):
                     self._save()
         self.evals["after"] = self._evaluate(held_out)
+        self.report("checkpoint", self.state.step)
+        self.checkpoints.finish()
 
     def _held_out(self, batches: Batches, answers: Iterator[ReferenceAnswer]) -> "list[_Answered]":
         with progress(len(batches), "scoring held-out rows", "batch") as bar:
@@ -167,7 +174,7 @@ class PolicyRun:
 
     def _save(self) -> None:
         self.report("checkpoint", self.state.step)
-        self.checkpoints.save(self.engine, self.state)
+        self.checkpoints.begin(self.engine, self.state)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0
