@@ -80,6 +80,7 @@ class ShardWriter:
         self._path = path
         self._sizes = sizes
         self._thread: threading.Thread | None = None
+        self._defect: Exception | None = None
         self.problem = ""
         self.entry: list[int | str] = []
         """[bytes, SHA-256 in hex] of what was written."""
@@ -99,7 +100,7 @@ class ShardWriter:
         )
         if not self.problem:
             # A daemon: a disk that never answers must not keep a process that has to end.
-            self._thread = threading.Thread(target=self.write, args=(_emptied(copies),), name="checkpoint", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(_emptied(copies),), name="checkpoint", daemon=True)
             self._thread.start()
 
     @property
@@ -108,9 +109,17 @@ class ShardWriter:
         return self._thread is None or not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Return when it is done."""
+        """Return when it is done. Raises what the thread raised, which would be a defect of this file."""
         if self._thread is not None:
             self._thread.join()
+        if self._defect is not None:
+            raise self._defect
+
+    def _run(self, tensors: Tensors) -> None:
+        try:
+            self.write(tensors)
+        except Exception as error:
+            self._defect = error
 
     def _write(self, tensors: Tensors) -> None:
         digest = hashlib.sha256()

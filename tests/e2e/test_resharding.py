@@ -12,17 +12,16 @@ from safetensors import safe_open
 
 from mrpo_ds.checkpoint import find_damage
 from tests.e2e.conftest import Run, Runs
-from tests.support import base_config, without_clock, write_config
+from tests.support import base_config, without_clock
 
 HALF, STEPS = 3, 6
 TOLERANCE = 1e-5
-"""Relative, of fp32 metrics after resuming; the largest seen is a tenth of it."""
+"""Relative, of fp32 metrics after resuming; the largest difference seen is 5e-7."""
 SHARDINGS: dict[str, dict[str, Any]] = {
-    "all kept whole": {},  # ZeRO-3 keeps small parameters whole on every rank: here all of them
-    "some kept whole": {"stage3_param_persistence_threshold": 100},
-    "many sub-groups": {"stage3_param_persistence_threshold": 0, "sub_group_size": 2000},
-    "offload": {
-        "stage3_param_persistence_threshold": 0,
+    "whole": {},  # ZeRO-3 keeps small parameters whole on every rank: here all of them
+    "mixed": {"stage3_param_persistence_threshold": 100, "sub_group_size": 2000},
+    "offloaded": {
+        "stage3_param_persistence_threshold": 100,
         "sub_group_size": 2000,
         "offload_optimizer": {"device": "cpu"},
         "offload_param": {"device": "cpu"},
@@ -67,15 +66,7 @@ def last_steps(run: Run) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("sharding", "ranks", "dtype"),
-    [
-        ("all kept whole", 1, "fp32"),
-        ("some kept whole", 2, "fp32"),
-        ("many sub-groups", 2, "fp32"),
-        ("many sub-groups", 3, "bf16"),
-        ("some kept whole", 2, "bf16"),
-        ("offload", 2, "fp32"),
-        ("offload", 2, "bf16"),
-    ],
+    [("whole", 1, "fp32"), ("mixed", 2, "fp32"), ("mixed", 2, "bf16"), ("offloaded", 2, "bf16")],
 )
 def test_the_same_number_of_ranks_repeats_every_bit(halves: Halves, sharding: str, ranks: int, dtype: str) -> None:
     resumed, whole = halves.second_half(sharding, ranks, ranks, dtype), halves.whole(sharding, ranks, dtype)
@@ -85,30 +76,20 @@ def test_the_same_number_of_ranks_repeats_every_bit(halves: Halves, sharding: st
 
 
 @pytest.mark.parametrize(
-    ("sharding", "written", "ranks"),
-    [
-        ("all kept whole", 1, 2),
-        ("some kept whole", 2, 1),
-        ("some kept whole", 2, 3),
-        ("many sub-groups", 2, 4),
-        ("offload", 2, 3),
-    ],
+    ("sharding", "written", "ranks"), [("whole", 1, 2), ("mixed", 2, 1), ("mixed", 2, 3), ("mixed", 2, 4)]
 )
 def test_another_number_of_ranks_follows_the_same_trajectory(
     halves: Halves, sharding: str, written: int, ranks: int
 ) -> None:
     resumed, whole = halves.second_half(sharding, written, ranks), halves.whole(sharding, written)
     assert len(last_steps(resumed)) == STEPS - HALF
-    worst = 0.0
     for ours, theirs in zip(last_steps(resumed), last_steps(whole), strict=True):
         for name, value in theirs.items():
-            worst = max(worst, abs(ours[name] - value) / max(1e-2, abs(value)))
             assert ours[name] == pytest.approx(value, rel=TOLERANCE, abs=1e-7), name
-    print("WORST", worst)
 
 
 def test_a_checkpoint_is_numbers_under_names_and_nothing_else(halves: Halves) -> None:
-    checkpoint = halves.whole("some kept whole", 2).directory / "checkpoints" / f"step-{STEPS:08d}"
+    checkpoint = halves.whole("mixed", 2).directory / "checkpoints" / f"step-{STEPS:08d}"
     assert find_damage(checkpoint) == ""
     files = sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
     assert files == [*(f"policy/rank-0000{rank}-of-00002.safetensors" for rank in (0, 1)), "state.json"]
@@ -126,22 +107,13 @@ def test_a_checkpoint_is_numbers_under_names_and_nothing_else(halves: Halves) ->
     assert stored == full
 
 
-@pytest.mark.parametrize(
-    ("sharding", "problem"),
-    [
-        ({"offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}}, "offload_optimizer.device is 'nvme'"),
-        ({"offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "offload_optimizer.ratio is 0.5"),
-        ({"mics_shard_size": 1}, "mics_shard_size is 1"),
-    ],
-)
-def test_what_cannot_be_restored_is_refused_before_training(
-    warm_runs: Runs, tmp_path: Path, sharding: dict[str, Any], problem: str
-) -> None:
+def test_what_cannot_be_restored_is_refused_before_training(warm_runs: Runs, tmp_path: Path) -> None:
     config = base_config(warm_runs.root, references=0) | {"loss": {"name": "simpo"}, "checkpoint": {"every_steps": 1}}
     file = tmp_path / "sharding.json"
-    file.write_text(json.dumps({"zero_optimization": {"stage": 3, **sharding}}))
-    config |= {"deepspeed": str(file), "output_dir": str(tmp_path / "run")}
-    run = warm_runs._command("train", str(write_config(tmp_path / "run.yaml", config)))
-    assert run.returncode == 2 and f"zero_optimization.{problem}" in run.stderr, run.stderr[-3000:]
-    assert "checkpoint.every_steps=0" in run.stderr and "Traceback" not in run.stderr
-    assert not (tmp_path / "run").exists()
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}))
+    run = warm_runs.train("nvme", config | {"deepspeed": str(file)}, code=2)
+    assert (
+        f"{file}: zero_optimization.offload_optimizer.device is 'nvme', and checkpoints cannot hold the state of such "
+        "runs; allowed: cpu, or checkpoint.every_steps=0." in run.process.stderr
+    )
+    assert "Traceback" not in run.process.stderr and not run.directory.exists()
