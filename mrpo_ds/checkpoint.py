@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: written beside, checked, renamed, and only then do older ones go.
+"""Checkpoints to resume from: written beside, listed with checksums, renamed, and only then do older ones go.
 
 A directory named step-* always is a whole one, unless its files were damaged later; its state.json lists all of them,
 with checksums. A checkpoint that cannot be written leaves the ones before it as they are.
@@ -9,22 +9,32 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 from mrpo_ds.console import log
-from mrpo_ds.distributed.collectives import barrier, gather_objects
+from mrpo_ds.distributed.collectives import barrier, everywhere, gather_objects
 from mrpo_ds.errors import CheckpointError, ConfigError
-from mrpo_ds.manifest import Manifest, damage, describe, files_below, write_through
+from mrpo_ds.manifest import attempt, damage, write_through
+from mrpo_ds.memory import available_bytes
+from mrpo_ds.shards import Shapes, Shards, ShardWriter, file_name, shard_sizes
 
 if TYPE_CHECKING:  # the check command finds checkpoints without waiting for deepspeed to be imported
+    import torch
+
     from mrpo_ds.engine import Restorable
 
 TAG = "policy"
 STATE_FILE = "state.json"
+FORMAT = 2
+"""1 had DeepSpeed's own files, which were pickles."""
+MOST_OF_MEMORY = 0.8
+"""Of a host's free memory, what the copies of its ranks may take."""
 Settings = dict[str, Any]
 """What must not change between the runs that share checkpoints: full key -> plain value."""
 
@@ -47,8 +57,21 @@ class TrainState:
 
 
 @dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    final: Path
+    beside: Path
+    record: dict[str, Any]
+    writer: ShardWriter
+    device: "torch.device"
+    held_seconds: float
+    """How long training has waited for it so far."""
+
+
+@dataclass
 class Checkpoints:
-    """The checkpoints of one run directory. Every policy rank calls save and load; one of them does the files."""
+    """The checkpoints of one run directory. Every policy rank calls every method; one of them does what all share."""
 
     directory: Path
     """<run>/checkpoints"""
@@ -59,78 +82,139 @@ class Checkpoints:
     """continue | stop, when a checkpoint cannot be written."""
     allow_changes: bool = False
     """Resume although settings differ."""
+    background: bool = True
+    """Write a copy from a thread while training goes on, where host memory has room for it."""
     failed: list[int] = field(default_factory=list)
     """Steps whose checkpoint could not be written."""
+    newest: int | None = field(default=None, init=False)
+    """The step of the last one that this run wrote, or began from."""
+    seconds: float = field(default=0.0, init=False)
+    """How long the last one took, from its beginning to its publication, at most."""
+    _pending: _Pending | None = field(default=None, init=False)
+    _said_foreground: bool = field(default=False, init=False)
 
-    def save(self, engine: "Restorable", state: TrainState) -> None:
-        """Write a checkpoint of the step, then prune.
+    @property
+    def pending(self) -> bool:
+        """Whether a checkpoint has begun and is not there yet; the same on every rank."""
+        return self._pending is not None
 
-        When it cannot be written: says so and keeps the earlier ones; if on_failure is stop, raises CheckpointError on
-        every rank.
+    def begin(self, engine: "Restorable", state: TrainState) -> None:
+        """Begin a checkpoint of the step, after finishing one that is pending. Weights may change when this returns.
+
+        In the background, poll or finish make it a checkpoint; else it is one when this returns. A step that has one
+        already gets no second one. When it cannot be written: says so and keeps the earlier ones; if on_failure is
+        stop, raises CheckpointError on every rank.
         """
+        self.finish()
+        if self.newest == state.step:
+            return
+        started = time.perf_counter()
         final = self.directory / f"step-{state.step:08d}"
         beside = self.directory / f".{final.name}.partial"
-        problem = self._write(engine, state, beside)
-        if not problem:
-            problem = self._on_main(lambda: _publish(beside, final))
-        if not problem:
-            if self.is_main:
-                log(f"checkpoint {final}")
-                self._prune()
+        shapes, steps, size = engine.shapes(), engine.optimizer_steps(), _world_size()
+        sizes = shard_sizes(shapes, steps > 0, size, _rank())
+        problem = self._on_main(lambda: _make_empty(beside))
+        if problem:
+            self._give_up(final, beside, problem)
             return
+        writer = ShardWriter(beside / TAG / file_name(_rank(), size), sizes)
+        in_background = self.background and self._has_room(4 * sum(sizes.values()))
+        write = writer.write_in_background if in_background else writer.write
+        write(engine.local_state())
+        record = {"format": FORMAT, **asdict(state), "world_size": size, "optimizer_steps": steps, "parameters": shapes}
+        held = time.perf_counter() - started
+        self._pending = _Pending(final, beside, record | {"settings": self.settings}, writer, engine.device, held)
+        if not in_background:
+            self.finish()
+
+    def poll(self) -> None:
+        """Between two steps: publish what is pending, if every rank has written its part by now."""
+        if self._pending is not None and everywhere(self._pending.writer.done, self._pending.device):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for what is pending, publish it, then prune. Raises like begin."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        started = time.perf_counter()
+        writer = pending.writer
+        writer.wait()
+        problems = gather_objects([writer.problem])  # of every rank, also of one that failed: nobody waits in vain
+        problem = next((text for (text,) in problems if text), "")
+        entries = gather_objects([json.dumps(writer.entry), str(writer.seconds)])
+        files = {f"{TAG}/{file_name(rank, len(entries))}": json.loads(text) for rank, (text, _) in enumerate(entries)}
+        record = {**pending.record, "files": files}
+        problem = problem or self._on_main(lambda: _publish(pending.beside, pending.final, record))
+        if problem:
+            self._give_up(pending.final, pending.beside, problem)
+            return
+        self.newest = record["step"]
+        held = pending.held_seconds + time.perf_counter() - started
+        written = max(float(seconds) for _, seconds in entries)
+        self.seconds = held + written
+        if self.is_main:
+            size = sum(int(count) for count, _ in files.values()) / 2**30
+            log(f"checkpoint {pending.final} ({size:.2f} GiB in {written:.1f} s; training waited {held:.1f} s)")
+            self._prune()
+
+    def _give_up(self, final: Path, beside: Path, problem: str) -> None:
         if self.is_main:
             shutil.rmtree(beside, ignore_errors=True)
-        self.failed.append(state.step)
+        self.failed.append(int(final.name.removeprefix("step-")))
         message = f"the checkpoint {final} cannot be written ({problem}); earlier ones are as they were"
         if self.on_failure == "stop":
             raise CheckpointError(f"{message}, and checkpoint.on_failure is stop.")
         log(f"warning: {message}, and the run goes on")
 
-    def _write(self, engine: "Restorable", state: TrainState, beside: Path) -> str:
-        """Fill the directory beside. Returns what went wrong on any rank, the same on every one, or ""."""
-        problem = self._on_main(lambda: _make_empty(beside))
-        if problem:
-            return problem
-        problem = _first(_attempt(lambda: engine.save(beside, TAG)))  # on every rank, also of one that failed
-        if problem:
-            return problem
-        rank, size = int(os.environ["RANK"]), _world_size()
-        # The main rank's list: ranks may see a shared disk differently for a moment, and no file must fall between two.
-        lists = gather_objects(files_below(beside) if self.is_main else [])
-        mine = sorted(name for names in lists for name in names)[rank::size]
-        entries: Manifest = {}
-        problem = _first(_attempt(lambda: entries.update(describe(beside, mine))))
-        if problem:
-            return problem
-        parts = [json.loads(part) for rank_parts in gather_objects([json.dumps(entries)]) for part in rank_parts]
-        files = {name: entry for part in parts for name, entry in part.items()}
-        record = {**asdict(state), "world_size": size, "settings": self.settings, "files": files}
-        return self._on_main(lambda: _write_record(beside / STATE_FILE, record))
+    def _has_room(self, size: int) -> bool:
+        """Whether every host has memory for the copies of all of its ranks; the same on every rank."""
+        notes = [json.loads(text) for (text,) in gather_objects([json.dumps([gethostname(), size, available_bytes()])])]
+        for host in {name for name, _, _ in notes}:
+            copies = sum(count for name, count, _ in notes if name == host)
+            free = min(count for name, _, count in notes if name == host)
+            if copies > MOST_OF_MEMORY * free:
+                if self.is_main and not self._said_foreground:
+                    log(
+                        f"checkpoints are written in the foreground: copies of {copies / 2**30:.2f} GiB would take "
+                        f"more than {MOST_OF_MEMORY:.0%} of the {free / 2**30:.2f} GiB of free memory on {host}"
+                    )
+                self._said_foreground = True
+                return False
+        return True
 
     def _prune(self) -> None:
         for old in list_checkpoints(self.directory)[: -self.keep]:
-            problem = _attempt(partial(shutil.rmtree, old))
+            problem = attempt(partial(shutil.rmtree, old))
             if problem:
                 log(f"warning: the old checkpoint {old} cannot be removed ({problem})")
 
     def _on_main(self, action: Callable[[], None]) -> str:
         """Let one rank act. Returns what went wrong, the same on every rank, or ""."""
-        return _first(_attempt(action) if self.is_main else "")
+        problems = gather_objects([attempt(action) if self.is_main else ""])
+        return next((text for (text,) in problems if text), "")
 
     def check(self, path: Path) -> None:
-        """Raise ConfigError when a checkpoint is of other settings or of another number of policy ranks."""
-        record = read_state(path)
-        self._check_settings(path, record["settings"])
-        if record["world_size"] != _world_size():
-            raise ConfigError(
-                f"{path} was written by {record['world_size']} policy ranks, this run has {_world_size()}; set "
-                f"topology.policy={record['world_size']}."
-            )
+        """Raise ConfigError when a checkpoint is of other settings. Any number of policy ranks may have written it."""
+        self._check_settings(path, read_state(path)["settings"])
 
     def load(self, engine: "Restorable", path: Path) -> TrainState:
-        """Restore engine and state from a checkpoint directory that has passed check."""
+        """Restore engine and state from a checkpoint directory that has passed check.
+
+        Raises ConfigError when it is of a model with other parameters.
+        """
         record = read_state(path)
-        engine.load(path, TAG)
+        shapes: Shapes = {name: tuple(shape) for name, shape in record["parameters"].items()}
+        changes = differences(shapes, engine.shapes())
+        if changes:
+            raise ConfigError(
+                f"{path} was written by a model with other parameters: {'; '.join(changes[:3])}. Set model.path to the "
+                "model that it was written with, or start a new output_dir."
+            )
+        with Shards(path / TAG, record["world_size"], shapes, _world_size(), _rank()) as shards:
+            engine.restore(shards.read, record["optimizer_steps"])
+        if path.resolve().parent == self.directory.resolve():
+            self.newest = record["step"]
         if self.is_main:  # what this run will write again must not be taken for newer than it
             for later in list_checkpoints(self.directory):
                 if later.name > path.name and later.parent.resolve() == path.resolve().parent:
@@ -192,7 +276,8 @@ def find_resume(run_dir: Path, resume: str) -> Path | None:
 
     auto passes over damaged ones, newest first, and says so.
 
-    Raises CheckpointError when the PATH is damaged, or with auto every checkpoint there is.
+    Raises CheckpointError when the PATH is damaged, or with auto every checkpoint there is; ConfigError when the one to
+    go on from is of another format.
     """
     if resume == "none":
         return None
@@ -203,6 +288,7 @@ def find_resume(run_dir: Path, resume: str) -> Path | None:
         log(f"reading {path} to see that it is whole ({size:.2f} GiB)")
         problem = find_damage(path)
         if not problem:
+            _check_format(path)
             return path
         problems.append(f"{path} is damaged: {problem}")
         if resume == "auto":
@@ -236,43 +322,43 @@ def read_state(path: Path) -> dict[str, Any]:
     return record
 
 
-def _publish(beside: Path, final: Path) -> None:
+def _check_format(path: Path) -> None:
+    """Raise ConfigError when a checkpoint is whole, but none that this version reads."""
+    written = read_state(path).get("format", 1)
+    if written != FORMAT:
+        raise ConfigError(
+            f"{path} is a checkpoint of format {written}, and this version reads format {FORMAT}; go on with the "
+            "version of mrpo-ds that wrote it, or start a new output_dir."
+        )
+
+
+def _make_empty(beside: Path) -> None:
+    """The directory of a new checkpoint; what interrupted ones have left goes."""
+    for left in beside.parent.glob(".step-*.partial"):
+        shutil.rmtree(left)
+    (beside / TAG).mkdir(parents=True)
+
+
+def _publish(beside: Path, final: Path, record: dict[str, Any]) -> None:
+    """Seal a directory whose files are on the disk, and give it its name."""
+    state = beside / STATE_FILE
+    state.write_text(json.dumps({**record, "seal": _seal(record)}, indent=2), encoding="utf-8")
+    write_through(state)
+    _sync_directories(beside / TAG, beside)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(beside, final)
-    with contextlib.suppress(
-        OSError
-    ):  # some file systems cannot sync a directory; the checkpoint is there all the same
-        write_through(final.parent)
+    _sync_directories(final.parent)
 
 
-def _make_empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    (directory / TAG).mkdir(parents=True)
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps({**record, "seal": _seal(record)}, indent=2), encoding="utf-8")
-    write_through(path)
+def _sync_directories(*directories: Path) -> None:
+    for directory in directories:
+        with contextlib.suppress(OSError):  # some file systems cannot; the checkpoint is there all the same
+            write_through(directory)
 
 
 def _seal(record: dict[str, Any]) -> str:
     """A checksum of the record itself."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _attempt(action: Callable[[], None]) -> str:
-    """Do something with files. Returns what went wrong, or ""; torch reports a full disk as a RuntimeError."""
-    try:
-        action()
-    except (OSError, RuntimeError) as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ""
-
-
-def _first(problem: str) -> str:
-    """The first problem of any rank, on every rank, or ""."""
-    problems = [one for rank_problems in gather_objects([problem]) for one in rank_problems if one]
-    return problems[0] if problems else ""
 
 
 def _refuse_used(run_dir: Path) -> None:
@@ -285,3 +371,7 @@ def _refuse_used(run_dir: Path) -> None:
 
 def _world_size() -> int:
     return int(os.environ["WORLD_SIZE"])
+
+
+def _rank() -> int:
+    return int(os.environ["RANK"])

@@ -2,17 +2,24 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import deepspeed
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
 from torch import Tensor, nn
 
 from mrpo_ds.config.ds_config import frozen_ds_config, training_ds_config, uses_cpu_optimizer
 from mrpo_ds.config.schema import OptimizationConfig
+from mrpo_ds.errors import ConfigError
 from mrpo_ds.models import SequenceScorer, score
+from mrpo_ds.shards import MOMENTS, WEIGHT, Shapes, Tensors, share
 from mrpo_ds.types import SequenceBatch
 
 # On CPUs DeepSpeed would first compile a shared-memory all-reduce that only its inference engine calls: a minute lost,
@@ -41,14 +48,19 @@ class Engine(Protocol):
 class Restorable(Protocol):
     """What a checkpoint needs from an engine."""
 
-    def save(self, directory: Path, tag: str) -> None:
-        """Write this rank's shards of parameters and optimizer; every rank must call it.
+    device: torch.device
 
-        Raises OSError or RuntimeError when this rank could not write, after all ranks have tried.
-        """
+    def shapes(self) -> Shapes:
+        """The trainable parameters, the same on every rank."""
 
-    def load(self, directory: Path, tag: str) -> None:
-        """Read what save wrote, at the same number of ranks."""
+    def optimizer_steps(self) -> int:
+        """Steps that the optimizer counts for its bias correction."""
+
+    def local_state(self) -> Tensors:
+        """This rank's part of everything, the live tensors, one after the other."""
+
+    def restore(self, read: Callable[[str, str], Tensor], optimizer_steps: int) -> None:
+        """Take over what read(kind, name) returns of each parameter; every rank must call it."""
 
 
 class PolicyEngine(Engine, Restorable, Protocol):
@@ -61,9 +73,9 @@ class DeepSpeedEngine:
     def __init__(
         self, scorer: SequenceScorer, sharding: dict[str, Any], config: OptimizationConfig, device: torch.device
     ) -> None:
-        ranks = int(os.environ["WORLD_SIZE"])
+        self._ranks, self._rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
         bf16 = scorer.head.weight.dtype == torch.bfloat16
-        ds_config = training_ds_config(sharding, ranks, config.max_grad_norm, bf16)
+        ds_config = training_ds_config(sharding, self._ranks, config.max_grad_norm, bf16)
         _shard(scorer, ds_config, device)
         parameters = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
         self.scorer = scorer
@@ -74,8 +86,6 @@ class DeepSpeedEngine:
             config=ds_config,
             dist_init_required=False,
         )
-        self._settings = _adam_settings(config)
-        self._writes = _HeldWrites(self._engine)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """See Engine."""
@@ -98,40 +108,69 @@ class DeepSpeedEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
-    def save(self, directory: Path, tag: str) -> None:
-        """See Engine."""
-        self._writes.error = None
-        self._engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
-        if self._writes.error is not None:
-            raise self._writes.error
+    def shapes(self) -> Shapes:
+        """See Restorable."""
+        return {name: full_shape(parameter) for name, parameter in self._trainable()}
 
-    def load(self, directory: Path, tag: str) -> None:
-        """See Engine."""
-        self._engine.load_checkpoint(str(directory), tag=tag)
-        for group in self._engine.optimizer.param_groups:  # it came back with the settings that were saved
-            group.update(self._settings)
+    def check_shares(self) -> None:
+        """Raise ConfigError when the parameters are not cut in the way that checkpoints know."""
+        for name, parameter in self._trainable():
+            held, expected = parameter.ds_tensor.numel(), -(-parameter.ds_numel // self._ranks)
+            if held != expected:
+                raise ConfigError(
+                    f"deepspeed: a rank holds {held} elements of {name}, where a checkpoint needs {expected}, its "
+                    f"{parameter.ds_numel} elements cut over {self._ranks} ranks; allowed: plain ZeRO-3 sharding over "
+                    "all policy ranks, or checkpoint.every_steps=0."
+                )
 
+    def optimizer_steps(self) -> int:
+        """See Restorable."""
+        return max((int(state["step"]) for state in self._engine.optimizer.optimizer.state.values()), default=0)
 
-class _HeldWrites:
-    """Holds back the write errors of DeepSpeed's checkpoints until all ranks are through.
+    def local_state(self) -> Tensors:
+        """See Restorable."""
+        mine = {name: len(share(parameter.ds_numel, self._ranks, self._rank)) for name, parameter in self._trainable()}
+        for name, parameter in self._trainable():
+            yield f"{WEIGHT}/{name}", safe_get_local_fp32_param(parameter)[: mine[name]]
+        for kind in MOMENTS if self.optimizer_steps() else ():
+            for name, parameter in self._trainable():
+                yield f"{kind}/{name}", safe_get_local_optimizer_state(parameter, kind)[: mine[name]]
 
-    save_checkpoint has barriers: an error on one rank (a full disk) would leave the others in them for ever.
-    """
+    @torch.no_grad()
+    def restore(self, read: Callable[[str, str], Tensor], optimizer_steps: int) -> None:
+        """See Restorable."""
+        sharded = self._engine.optimizer
+        sharded.checkpoint_event_prologue()  # small parameters that every rank keeps whole are let go
+        if optimizer_steps:
+            self._make_moments(optimizer_steps)
+        for name, parameter in self._trainable():
 
-    def __init__(self, engine: Any) -> None:
-        self.error: OSError | RuntimeError | None = None
-        writer = engine.checkpoint_engine
-        writer.save = self._holding(writer.save)
-        engine._copy_recovery_script = self._holding(engine._copy_recovery_script)
+            def padded(kind: str, name: str = name, numel: int = parameter.ds_tensor.numel()) -> Tensor:
+                values = read(kind, name)
+                return nn.functional.pad(values, (0, numel - values.numel()))
 
-    def _holding(self, write: Callable[..., None]) -> Callable[..., None]:
-        def attempt(*arguments: Any, **named: Any) -> None:
-            try:
-                write(*arguments, **named)
-            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-                self.error = self.error or error
+            weight = padded(WEIGHT)
+            safe_set_local_fp32_param(parameter, weight)
+            parameter.ds_tensor.copy_(weight)  # what the forward reads, in the model's own precision
+            for kind in MOMENTS if optimizer_steps else ():
+                safe_set_local_optimizer_state(parameter, padded(kind), kind)
+        sharded.checkpoint_event_epilogue()  # and gathered again, from the new weights
 
-        return attempt
+    def _trainable(self) -> list[tuple[str, Any]]:
+        return [(name, one) for name, one in self.scorer.named_parameters() if one.requires_grad]
+
+    def _make_moments(self, steps: int) -> None:
+        """Give the optimizer the state that its first step would make, with the count of so many steps."""
+        sharded = self._engine.optimizer
+        adam = sharded.optimizer
+        on_cpu = isinstance(adam, DeepSpeedCPUAdam)
+        for flat in sharded.fp32_partitioned_groups_flat:
+            fused = not on_cpu and adam.param_groups[0]["fused"]
+            counted = torch.tensor(float(steps), device=flat.device if fused else "cpu")
+            adam.state[flat] = {kind: torch.zeros_like(flat) for kind in MOMENTS}
+            adam.state[flat]["step"] = steps if on_cpu else counted
+        if on_cpu:
+            _count_again(adam, steps)
 
 
 def shard_frozen(scorer: SequenceScorer, ranks: int, device: torch.device) -> nn.Module:
@@ -179,3 +218,26 @@ def _adam_settings(config: OptimizationConfig) -> dict[str, Any]:
         "eps": config.adam_epsilon,
         "weight_decay": config.weight_decay,
     }
+
+
+def _count_again(adam: DeepSpeedCPUAdam, steps: int) -> None:
+    """Bring the compiled optimizer's own powers of beta to where so many steps had brought them, to the last bit.
+
+    It multiplies them up step by step; a jump would take pow(), which rounds otherwise. Nothing is updated here.
+    """
+    group = adam.param_groups[0]
+    nothing = torch.empty(0)
+    for step in range(1, steps + 1):
+        adam.ds_opt_adam.adam_update(
+            adam.opt_id,
+            step,
+            group["lr"],
+            *group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            group["bias_correction"],
+            nothing,
+            nothing,
+            nothing,
+            nothing,
+        )

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,9 +14,13 @@ Manifest = dict[str, list[int | str]]
 """Path below the checkpoint -> [bytes, SHA-256 in hex]."""
 
 
-def files_below(directory: Path) -> list[str]:
-    """The relative paths of all files below a directory, sorted."""
-    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+def attempt(action: Callable[[], None]) -> str:
+    """Do something with files. Returns what went wrong, or ""; torch reports a lack of memory as a RuntimeError."""
+    try:
+        action()
+    except (OSError, RuntimeError, MemoryError) as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ""
 
 
 def write_through(path: Path) -> None:
@@ -26,18 +30,6 @@ def write_through(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def describe(directory: Path, names: Iterable[str]) -> Manifest:
-    """The entries of some files, after making sure that they are on the disk."""
-
-    def entry(name: str) -> list[int | str]:
-        write_through(directory / name)
-        return [(directory / name).stat().st_size, checksum(directory / name)]
-
-    names = list(names)
-    with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(names, pool.map(entry, names), strict=True))
 
 
 def damage(directory: Path, manifest: Manifest) -> str:

@@ -1,8 +1,10 @@
-"""How much memory this process has used at its peak."""
+"""How much memory this process has used at its peak, and how much the host still has."""
 
 import resource
 import sys
+from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -12,3 +14,27 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def available_bytes() -> int:
+    """Host memory that can still be used without swapping: the machine's, or less where a control group limits it."""
+    available = int(psutil.virtual_memory().available)
+    own = _control_group()
+    for group in [own, *own.parents] if own is not None else []:
+        try:
+            limit = int((group / "memory.max").read_text())
+            used = int((group / "memory.current").read_text())
+            counters = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no limit ("max"), no such controller, or the root
+            continue
+        available = min(available, limit - used + int(counters.get("inactive_file", 0)))
+    return max(0, available)
+
+
+def _control_group() -> Path | None:
+    """The directory of this process's control group, of version 2."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    return next((Path("/sys/fs/cgroup") / line[4:] for line in lines if line.startswith("0::/")), None)

@@ -14,7 +14,7 @@ import torch
 
 from mrpo_ds.budget import Budget, make_budget
 from mrpo_ds.checkpoint import Checkpoints, TrainState
-from mrpo_ds.config.ds_config import read_ds_config
+from mrpo_ds.config.ds_config import check_restorable, read_ds_config
 from mrpo_ds.config.load import save_config, to_dict
 from mrpo_ds.config.schema import Config, ReferenceConfig
 from mrpo_ds.console import log, progress, warn
@@ -52,10 +52,14 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
         is_main=world.is_leader,
         on_failure=config.checkpoint.on_failure,
         allow_changes=config.checkpoint.allow_changes,
+        background=config.checkpoint.background,
     )
     if resume:
+        check_restorable(config.deepspeed, read_ds_config(config.deepspeed))
         checkpoints.check(resume)  # before the minutes that large models take to load
     engine, layout = _policy_engine(material, world, report)
+    if resume or config.checkpoint.every_steps:
+        engine.check_shares()
     references = _reference_client(material, world, report, lambda: orders.stop is not None)
     state = checkpoints.load(engine, resume) if resume else TrainState()
     run = PolicyRun(
@@ -70,7 +74,6 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
         orders=orders,
         budget=_budget(config, engine) if world.is_main else None,
         state=state,
-        saved=state.step,
     )
     rows = read_jsonl(run_dir / "evals.jsonl") if world.is_main and state.step else []
     for row in rows:

@@ -100,6 +100,10 @@ class _RowFile:
                 log(f"warning: {self._path.name} cannot be written ({error}); training goes on, rows are lost")
             self.lost += 1
 
+    def sync(self) -> None:
+        with contextlib.suppress(OSError), self._path.open("rb") as file:
+            os.fsync(file.fileno())
+
     def _write(self, line: bytes) -> None:
         # Opened for each row: nothing is held across a full disk, and no buffer can be lost to a kill.
         with self._path.open("ab", buffering=0) as file:
@@ -279,6 +283,11 @@ class Tracker:
         """Append the row of an evaluation after an optimizer step, 0 before the first. As log_step otherwise."""
         self._evals.append(step, metrics)
         self._wandb.log("eval", step, metrics)
+
+    def sync(self) -> None:
+        """Wait until the rows so far are on the disk: a checkpoint must not outlive them."""
+        self._metrics.sync()
+        self._evals.sync()
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         """Write summary.json, draw the plots and close W&B. A part that fails is a warning.

@@ -90,8 +90,6 @@ class PolicyRun:
     """Held-out metrics before and after training, for the summary."""
     evaluated: set[int] = field(default_factory=set)
     """Steps whose evaluation the run that is resumed has already recorded; the same on every rank."""
-    saved: int = 0
-    """The step of the newest checkpoint, 0 when there is none."""
 
     def run(self, eval_batches: Batches, train_batches: Batches) -> None:
         """Score the held-out rows once, then evaluate, train, checkpoint and evaluate to the end.
@@ -107,7 +105,7 @@ class PolicyRun:
         except BrokenBridge as error:
             self._stop(str(error))
         except NonFiniteError:
-            self._save_unless_saved()
+            self._keep()
             raise
 
     def _train(self, held_out: "list[_Answered]", batches: Batches, answers: Iterator[ReferenceAnswer]) -> None:
@@ -119,32 +117,39 @@ class PolicyRun:
             for batch in batches:
                 self._stop_if_asked()
                 self._step(batch, answers)
+                self.checkpoints.poll()
                 bar.update(1)
                 if self._evaluation_due():
                     self._evaluate(held_out)
                 if self._checkpoint_due():
                     self._save()
         self.evals["after"] = self._evaluate(held_out)
+        self.report("checkpoint", self.state.step)
+        self.checkpoints.finish()
 
     def _stop_if_asked(self) -> None:
         """Raise Stopped, on every rank, when the first one has been asked to stop or runs out of time."""
-        if self.budget and (over := self.budget.over(self._due(self.config.evaluate.every_steps, self.state.step + 1))):
-            self.orders.give(over)
+        if self.budget:
+            self.budget.took("checkpoint", self.checkpoints.seconds)
+            if over := self.budget.over(self._due(self.config.evaluate.every_steps, self.state.step + 1)):
+                self.orders.give(over)
         asked = torch.tensor([self.orders.stop is not None], dtype=torch.float32, device=self.engine.device)
         if broadcast_from_leader(asked).item():
             self._stop("stopped by the policy's first rank")
 
     def _stop(self, why: str) -> NoReturn:
-        self._save_unless_saved()
+        self._keep()
         why = self.orders.stop.reason if self.orders.stop else why
         if self.tracker:
             self.tracker.stop(RUN_AGAIN)
-        kept = f"step {self.saved} is saved" if self.saved else "nothing was trained yet"
+        kept = f"step {self.checkpoints.newest} is saved" if self.checkpoints.newest else "no step is saved"
         raise Stopped(f"{why}; {kept}, run again with --resume auto")
 
-    def _save_unless_saved(self) -> None:
-        if self.state.step > self.saved:
+    def _keep(self) -> None:
+        """Save this step, if anything was trained, and wait until it is there."""
+        if self.state.step:
             self._save()
+            self.checkpoints.finish()
 
     def _held_out(self, batches: Batches, answers: Iterator[ReferenceAnswer]) -> "list[_Answered]":
         with progress(len(batches), "scoring held-out rows", "batch") as bar:
@@ -225,11 +230,9 @@ class PolicyRun:
 
     def _save(self) -> None:
         self.report("checkpoint", self.state.step)
-        started = time.perf_counter()
-        self.checkpoints.save(self.engine, self.state)
-        if self.budget:
-            self.budget.took("checkpoint", time.perf_counter() - started)
-        self.saved = self.state.step
+        if self.tracker:
+            self.tracker.sync()
+        self.checkpoints.begin(self.engine, self.state)
 
     def _due(self, every: int, step: int) -> bool:
         return every > 0 and step % every == 0 and step != self.total_steps

@@ -42,6 +42,27 @@ def read_ds_config(path: str) -> dict[str, Any]:
     return values
 
 
+def check_restorable(path: str, sharding: dict[str, Any]) -> None:
+    """Raise ConfigError for sharding whose state a checkpoint cannot read: it needs plain ZeRO-3 shares in memory."""
+    zero = sharding["zero_optimization"]
+    for section in ("offload_optimizer", "offload_param"):
+        offload = zero[section] if isinstance(zero.get(section), dict) else {}
+        wanted = {"device": ("none", "cpu"), "ratio": (1, 1.0), "super_offload": (False,)}
+        for key, allowed in wanted.items():
+            if offload.get(key, allowed[0]) not in allowed:
+                raise _not_restorable(path, f"{section}.{key}", offload[key], f"{allowed[-1]}")
+    for key in ("mics_shard_size", "zenflow"):
+        if zero.get(key) not in (None, -1, {}):
+            raise _not_restorable(path, key, zero[key], "leave it out")
+
+
+def _not_restorable(path: str, key: str, value: object, allowed: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: zero_optimization.{key} is {value!r}, and checkpoints cannot hold the state of such runs; allowed: "
+        f"{allowed}, or checkpoint.every_steps=0."
+    )
+
+
 def training_ds_config(sharding: dict[str, Any], ranks: int, max_grad_norm: float, bf16: bool) -> dict[str, Any]:
     """The configuration of the policy's engine.
 

@@ -300,6 +300,8 @@ class CheckpointConfig:
     """Optimizer steps between checkpoints, >= 1, or 0 for none but when the run is asked to stop."""
     keep: int = 2
     """Newest checkpoints that stay on disk, >= 1."""
+    background: bool = True
+    """Copy to host memory and write while training goes on; false, or too little free memory: training waits."""
     on_failure: str = "continue"
     """When a checkpoint cannot be written (a full disk): continue with the ones before it, or stop the run."""
     allow_changes: bool = False

@@ -13,6 +13,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def everywhere(holds: bool, device: torch.device) -> bool:
+    """Whether something holds on every rank of the role; one small collective."""
+    return bool(sum_over_ranks(torch.tensor(int(holds), device=device)) == dist.get_world_size())
+
+
 def broadcast_from_leader(value: Tensor) -> Tensor:
     """The leader's value on every rank, in place. Shapes and dtypes must agree."""
     if dist.get_world_size() > 1:

@@ -1,17 +1,23 @@
-"""Checkpoints on a disk that tears, flips, loses and fills up; the engine is a stand-in that writes one file."""
+"""Checkpoints on a disk that tears, flips, loses and fills up, in both ways to write; the engine is one tensor."""
 
 import errno
 import json
+import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
+from torch import Tensor
 
-from mrpo_ds import manifest
+from mrpo_ds import checkpoint, manifest
 from mrpo_ds.checkpoint import (
+    FORMAT,
     STATE_FILE,
     Checkpoints,
     TrainState,
@@ -21,27 +27,49 @@ from mrpo_ds.checkpoint import (
     find_resume,
     list_checkpoints,
 )
+from mrpo_ds.console import configure_console
 from mrpo_ds.errors import CheckpointError, ConfigError
+from mrpo_ds.memory import available_bytes
+from mrpo_ds.shards import Shapes, Tensors
 from tests.support import world_of_one
 
 SETTINGS = {"loss.name": "mrpo", "loss.beta": 0.1, "rows of data.train": "40 rows"}
-SHARD = Path("policy") / "shard.pt"
+SHARD = Path("policy") / "rank-00000-of-00001.safetensors"
+NUMEL = 5000
+SHARD_BYTES = 8 + 80 + 4 * NUMEL
+"""The length of the header, the header, the numbers."""
 
 
-class FileEngine:
-    """What it saves is a file of the step's number; what it loads it remembers."""
+class TensorEngine:
+    """One parameter, full of the step's number, of an optimizer that has not made a step."""
 
-    def __init__(self, error: OSError | RuntimeError | None = None) -> None:
-        self.error = error
-        self.loaded: bytes | None = None
+    device = torch.device("cpu")
 
-    def save(self, directory: Path, tag: str) -> None:
-        (directory / tag / "shard.pt").write_bytes(directory.name.encode() * 1000)
-        if self.error is not None:
-            raise self.error
+    def __init__(self, value: float = 0.0, numel: int = NUMEL) -> None:
+        self.weight = torch.full((numel,), float(value))
 
-    def load(self, directory: Path, tag: str) -> None:
-        self.loaded = (directory / tag / "shard.pt").read_bytes()
+    def shapes(self) -> Shapes:
+        return {"weight": tuple(self.weight.shape)}
+
+    def optimizer_steps(self) -> int:
+        return 0
+
+    def local_state(self) -> Tensors:
+        yield "fp32/weight", self.weight
+
+    def restore(self, read: Callable[[str, str], Tensor], optimizer_steps: int) -> None:
+        self.weight.copy_(read("fp32", "weight"))
+
+
+@contextmanager
+def short_files() -> Iterator[None]:
+    """Where no file may have more than 10,000 bytes: a write fails in its middle, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(autouse=True)
@@ -52,14 +80,17 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(tmp_path / "checkpoints", keep=2, settings=SETTINGS, is_main=True)
+@pytest.fixture(params=[True, False], ids=["background", "foreground"])
+def checkpoints(tmp_path: Path, request: pytest.FixtureRequest) -> Checkpoints:
+    return Checkpoints(
+        tmp_path / "checkpoints", keep=2, settings=SETTINGS, is_main=True, background=bool(request.param)
+    )
 
 
 def save(checkpoints: Checkpoints, *steps: int) -> None:
     for step in steps:
-        checkpoints.save(FileEngine(), TrainState(step, 10 * step))
+        checkpoints.begin(TensorEngine(step), TrainState(step, 10 * step))
+        checkpoints.finish()
 
 
 def names(run_dir: Path) -> list[str]:
@@ -70,9 +101,9 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoints: Checkpoints, tmp_path: P
     save(checkpoints, 3)
     path = find_resume(tmp_path, "auto")
     assert path is not None and path.name == "step-00000003"
-    engine = FileEngine()
+    engine = TensorEngine()
     assert checkpoints.load(engine, path) == TrainState(3, 30)
-    assert engine.loaded == b".step-00000003.partial" * 1000
+    assert engine.weight.tolist() == [3.0] * NUMEL
 
 
 def test_only_the_newest_stay(checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -82,40 +113,96 @@ def test_only_the_newest_stay(checkpoints: Checkpoints, tmp_path: Path) -> None:
 
 def test_going_on_from_an_earlier_one_removes_the_later(checkpoints: Checkpoints, tmp_path: Path) -> None:
     save(checkpoints, 1, 2)
-    checkpoints.load(FileEngine(), tmp_path / "checkpoints" / "step-00000001")
+    checkpoints.load(TensorEngine(), tmp_path / "checkpoints" / "step-00000001")
     assert names(tmp_path) == ["step-00000001"]
+
+
+# ---- while training goes on ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_background(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints", keep=2, settings=SETTINGS, is_main=True)
+
+
+def test_what_training_changes_after_begin_is_not_in_the_checkpoint(in_background: Checkpoints, tmp_path: Path) -> None:
+    engine = TensorEngine(1, numel=20_000_000)
+    in_background.begin(engine, TrainState(1))
+    engine.weight.fill_(2)
+    assert in_background.pending and names(tmp_path) == [".step-00000001.partial"], "80 MB are not yet on the disk"
+    polls = 0
+    while in_background.pending:
+        in_background.poll()
+        polls += 1
+    assert polls > 1 and names(tmp_path) == ["step-00000001"]
+    assert in_background.load(engine, tmp_path / "checkpoints" / "step-00000001") == TrainState(1)
+    assert torch.equal(engine.weight, torch.ones(20_000_000))
+
+
+def test_the_next_one_finishes_the_one_before(in_background: Checkpoints, tmp_path: Path) -> None:
+    in_background.begin(TensorEngine(1), TrainState(1))
+    in_background.begin(TensorEngine(2), TrainState(2))
+    assert "step-00000001" in names(tmp_path)
+    in_background.finish()
+    assert not in_background.pending and names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_a_step_is_written_once(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    save(checkpoints, 1, 2)
+    written = (tmp_path / "checkpoints" / "step-00000002").stat().st_mtime_ns
+    save(checkpoints, 2)
+    resumed = replace(checkpoints)
+    resumed.load(TensorEngine(), tmp_path / "checkpoints" / "step-00000002")
+    save(resumed, 2)
+    assert (tmp_path / "checkpoints" / "step-00000002").stat().st_mtime_ns == written
+
+
+def test_without_memory_for_a_copy_training_waits(
+    in_background: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "MOST_OF_MEMORY", 0.0)
+    configure_console(True)
+    for step in (1, 2):
+        in_background.begin(TensorEngine(step), TrainState(step))
+        assert not in_background.pending
+    configure_console(False)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    assert capsys.readouterr().err.count("checkpoints are written in the foreground: copies of 0.00 GiB") == 1
+
+
+def test_the_free_memory_is_some_of_the_machines() -> None:
+    assert 2**26 < available_bytes() < psutil.virtual_memory().total
 
 
 # ---- a disk that fails -----------------------------------------------------------------------------------------------
 
-FULL = [
-    OSError(errno.ENOSPC, "No space left on device"),
-    RuntimeError("PytorchStreamWriter failed writing file data/2"),
-]
 
-
-@pytest.mark.parametrize("error", FULL, ids=["OSError", "RuntimeError"])
-def test_a_checkpoint_that_cannot_be_written_costs_nothing_else(
-    checkpoints: Checkpoints, tmp_path: Path, error: OSError | RuntimeError
-) -> None:
+def test_a_checkpoint_that_cannot_be_written_costs_nothing_else(checkpoints: Checkpoints, tmp_path: Path) -> None:
     save(checkpoints, 1, 2)
-    checkpoints.save(FileEngine(error), TrainState(3))
+    with short_files():
+        save(checkpoints, 3)
     assert names(tmp_path) == ["step-00000001", "step-00000002"], "nothing pruned, no partial left"
     assert checkpoints.failed == [3]
-    save(checkpoints, 4)
-    assert names(tmp_path) == ["step-00000002", "step-00000004"]
+    save(checkpoints, 3, 4)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
 
 
 def test_it_ends_the_run_where_that_is_asked_for(checkpoints: Checkpoints, tmp_path: Path) -> None:
     strict = replace(checkpoints, on_failure="stop")
     save(strict, 1)
-    with pytest.raises(CheckpointError) as error:
-        strict.save(FileEngine(FULL[0]), TrainState(2))
+    with short_files(), pytest.raises(CheckpointError) as error:
+        save(strict, 2)
     assert str(error.value) == (
-        f"the checkpoint {tmp_path}/checkpoints/step-00000002 cannot be written ([Errno 28] No space left on device); "
+        f"the checkpoint {tmp_path}/checkpoints/step-00000002 cannot be written ([Errno 27] File too large); "
         "earlier ones are as they were, and checkpoint.on_failure is stop."
     )
     assert names(tmp_path) == ["step-00000001"]
+
+
+def test_a_directory_that_cannot_be_made_costs_the_checkpoint_only(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("in the way")
+    save(checkpoints, 1)
+    assert checkpoints.failed == [1] and not checkpoints.pending
 
 
 # ---- a disk that lies ------------------------------------------------------------------------------------------------
@@ -123,7 +210,7 @@ def test_it_ends_the_run_where_that_is_asked_for(checkpoints: Checkpoints, tmp_p
 
 def tear(path: Path) -> str:
     path.write_bytes(path.read_bytes()[:-1])
-    return f"{SHARD} has 21999 bytes instead of 22000"
+    return f"{SHARD} has {SHARD_BYTES - 1} bytes instead of {SHARD_BYTES}"
 
 
 def flip(path: Path) -> str:
@@ -209,10 +296,10 @@ def test_a_write_that_was_interrupted_is_no_checkpoint(checkpoints: Checkpoints,
     save(checkpoints, 1)
     partial = tmp_path / "checkpoints" / ".step-00000002.partial" / "policy"
     partial.mkdir(parents=True)
-    (partial / "shard.pt").write_bytes(b"half")
+    (partial / "rank-00000-of-00001.safetensors").write_bytes(b"half")
     assert find_resume(tmp_path, "auto") == tmp_path / "checkpoints" / "step-00000001"
-    save(checkpoints, 2)  # over what is left of it
-    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    save(checkpoints, 3)  # takes what is left of it away
+    assert names(tmp_path) == ["step-00000001", "step-00000003"]
 
 
 # ---- another run's ---------------------------------------------------------------------------------------------------
@@ -232,13 +319,32 @@ def test_other_settings_are_refused_by_name_unless_they_are_meant(checkpoints: C
     checkpoints.check(path)
 
 
-def test_another_number_of_ranks_is_refused(
-    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_model_is_refused_by_the_names_of_its_parameters(checkpoints: Checkpoints, tmp_path: Path) -> None:
     save(checkpoints, 1)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match="written by 1 policy ranks, this run has 4; set topology.policy=1"):
-        checkpoints.check(tmp_path / "checkpoints" / "step-00000001")
+    path = tmp_path / "checkpoints" / "step-00000001"
+    with pytest.raises(ConfigError) as error:
+        checkpoints.load(TensorEngine(numel=4), path)
+    assert str(error.value) == (
+        f"{path} was written by a model with other parameters: weight was (5000,), is (4,). Set model.path to the "
+        "model that it was written with, or start a new output_dir."
+    )
+
+
+@pytest.mark.parametrize("written", [None, 1, FORMAT + 1])
+def test_another_format_is_refused(checkpoints: Checkpoints, tmp_path: Path, written: int | None) -> None:
+    save(checkpoints, 1, 2)
+    path = tmp_path / "checkpoints" / "step-00000002"
+    record = checkpoint.read_state(path) | {"format": written}
+    if written is None:  # before there was such an entry
+        del record["format"]
+    (path / STATE_FILE).write_text(json.dumps({**record, "seal": checkpoint._seal(record)}))
+    for resume in ("auto", str(path)):
+        with pytest.raises(ConfigError) as error:
+            find_resume(tmp_path, resume)
+        assert str(error.value) == (
+            f"{path} is a checkpoint of format {written or 1}, and this version reads format 2; go on with the version "
+            "of mrpo-ds that wrote it, or start a new output_dir."
+        )
 
 
 def test_many_differences_are_all_counted() -> None:

@@ -36,9 +36,10 @@ MAY_IMPORT = {
     "models": "errors types ops config.schema",
     "export": "errors",
     "preflight": "errors types data models",
-    "engine": "errors types config config.schema models",
     "manifest": "",
-    "checkpoint": "errors manifest distributed console engine",
+    "shards": "manifest",
+    "engine": "errors types config config.schema models shards",
+    "checkpoint": "errors memory manifest distributed console shards engine",
     "metrics": "errors types ops data distributed",
     "objective": "types ops losses config.schema data distributed reference",
     "evaluation": "engine metrics objective",
@@ -69,16 +70,15 @@ ONLY_IN = {
     "tqdm": "console",
     "omegaconf": "config",
     "yaml": "config",
-    "psutil": "session distributed roles",
+    "psutil": "memory session distributed roles",
     "tokenizers": "data",
     "transformers": "data models check export demo",
-    "safetensors": "export",
+    "safetensors": "export shards",
     "datasets": "data",
     "pyarrow": "data",
     "jinja2": "data",
-    "torch": "accelerator memory material types ops losses data distributed reference models export preflight engine "
-    "metrics "
-    "objective evaluation check train roles demo",
+    "torch": "accelerator memory material types ops losses data distributed reference models export preflight shards "
+    "engine checkpoint metrics objective evaluation check train roles demo",
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from mrpo_ds.config.ds_config import (
     OWNED_KEYS,
+    check_restorable,
     frozen_ds_config,
     read_ds_config,
     training_ds_config,
@@ -32,6 +33,29 @@ def refused(tmp_path):
         return str(caught.value)
 
     return refuse
+
+
+@pytest.mark.parametrize(
+    ("zero", "says"),
+    [
+        ({"offload_optimizer": {"device": "nvme"}}, "offload_optimizer.device is 'nvme'"),
+        ({"offload_param": {"device": "nvme"}}, "offload_param.device is 'nvme'"),
+        ({"offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "offload_optimizer.ratio is 0.5"),
+        ({"offload_optimizer": {"device": "cpu", "super_offload": True}}, "offload_optimizer.super_offload is True"),
+        ({"mics_shard_size": 4}, "mics_shard_size is 4"),
+        ({"zenflow": {"topk_ratio": 0.1}}, "zenflow is {'topk_ratio': 0.1}"),
+    ],
+)
+def test_sharding_whose_state_no_checkpoint_holds_is_refused(zero, says):
+    with pytest.raises(ConfigError) as caught:
+        check_restorable("ds.json", {"zero_optimization": {"stage": 3, **zero}})
+    message = str(caught.value)
+    assert message.startswith(f"ds.json: zero_optimization.{says}") and message.endswith("or checkpoint.every_steps=0.")
+
+
+def test_every_shipped_sharding_can_be_resumed():
+    for file in SHIPPED:
+        check_restorable(str(file), read_ds_config(str(file)))
 
 
 @pytest.mark.parametrize(("key", "owner"), OWNED_KEYS.items())
