@@ -1,5 +1,7 @@
 """The processes that started this one: when a launcher is killed, its ranks must not go on by themselves."""
 
+from pathlib import Path
+
 import psutil
 
 
@@ -26,6 +28,6 @@ class Launchers:
 
 def _is_python(process: psutil.Process) -> bool:
     try:
-        return process.name().startswith(("python", "deepspeed", "torchrun", "mrpo-ds"))
+        return Path(process.exe()).name.startswith("python")  # its name says nothing: torchrun changes it
     except psutil.Error:  # another user's, or gone just now
         return False
