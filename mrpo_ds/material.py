@@ -168,7 +168,8 @@ def run_settings(material: Material, device: torch.device) -> dict[str, Any]:
         settings[f"{key}.chat_template"] = model.chat_template
     plain = to_dict(config)
     settings |= {f"loss.{key}": value for key, value in plain["loss"].items()}
-    settings |= {f"train.{key}": value for key, value in plain["train"].items() if not key.startswith("micro_batch_")}
+    free = ("micro_batch_size", "micro_batch_tokens", "max_skipped_steps")
+    settings |= {f"train.{key}": value for key, value in plain["train"].items() if key not in free}
     settings["data.score_eos"] = config.data.score_eos
     settings["data.score_turns"] = config.data.score_turns
     for split, one in sorted(material.prepared.items()):

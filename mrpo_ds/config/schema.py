@@ -241,6 +241,8 @@ class OptimizationConfig:
     """Fraction of all steps over which the learning rate rises from 0, 0 to 1."""
     max_grad_norm: float = 1.0
     """Clip the global gradient norm to this, > 0; inf never clips."""
+    max_skipped_steps: int = 0
+    """Steps with a number that is not finite which the whole run may leave out, >= 0. 0: stop at the first one."""
     seed: int = 0
     """Seed of the data order, >= 0."""
 
@@ -259,6 +261,7 @@ class OptimizationConfig:
         require_choice("train.scheduler", self.scheduler, ("linear", "cosine", "constant"))
         require(0 <= self.warmup_ratio <= 1, "train.warmup_ratio", self.warmup_ratio, "0 to 1")
         require(self.max_grad_norm > 0, "train.max_grad_norm", self.max_grad_norm, "> 0")
+        require(self.max_skipped_steps >= 0, "train.max_skipped_steps", self.max_skipped_steps, ">= 0 steps")
         require(self.seed >= 0, "train.seed", self.seed, ">= 0")
 
 
