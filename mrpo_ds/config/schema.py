@@ -25,6 +25,10 @@ class ModelConfig:
     """A directory with safetensors and a tokenizer, or a Hub id."""
     revision: str | None = None
     """Hub branch, tag or commit."""
+    allow_pickle: bool = False
+    """Also read weights from *.bin, a pickle, where there are no safetensors. docs/security.md says what that risks."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with this model, with all rights of this user, on every rank that reads it."""
     dtype: str = "auto"
     """auto | bf16 | fp32. auto: bf16 on GPUs and on CPUs with AMX or AVX512-BF16, else fp32; the log says which."""
     attention: str = "sdpa"
@@ -53,6 +57,10 @@ class ReferenceConfig:
     """A directory with safetensors and a tokenizer, or a Hub id."""
     revision: str | None = None
     """Hub branch, tag or commit."""
+    allow_pickle: bool = False
+    """Also read weights from *.bin, a pickle, where there are no safetensors. docs/security.md says what that risks."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with this model, with all rights of this user, on every rank that reads it."""
     dtype: str = "auto"
     """auto | bf16 | fp32. Keep RefM1 at the policy's dtype, or the first margins are biased."""
     attention: str = "sdpa"
