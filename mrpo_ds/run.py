@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,8 +22,10 @@ from mrpo_ds.checkpoint import check_resume, find_resume, list_checkpoints, read
 from mrpo_ds.config.schema import Config
 from mrpo_ds.console import configure_console, log
 from mrpo_ds.distributed.heartbeat import Heartbeat
+from mrpo_ds.distributed.interface import address_of
 from mrpo_ds.distributed.launch import Launch, read_launch
 from mrpo_ds.distributed.topology import Role, Topology, build_topology, check_world_size
+from mrpo_ds.distributed.trust import TOKEN
 from mrpo_ds.distributed.worlds import Rendezvous, World, leave, open_rendezvous, split
 from mrpo_ds.errors import ConfigError, DataError, MrpoError, ReferenceError
 from mrpo_ds.material import Material, prepare
@@ -56,7 +59,7 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
 def _run_process(config: Config, launch: Launch, resume: str) -> int:
     timeout = config.topology.timeout_seconds
     topology = build_topology(config)
-    rendezvous = open_rendezvous(launch, timeout)
+    rendezvous = open_rendezvous(launch, timeout, config.topology.interface)
     heartbeat = Heartbeat(topology, rendezvous, timeout, lambda: _failure_code(config))
     heartbeat.start()
     try:
@@ -156,9 +159,12 @@ def _start_launcher(config: Config, arguments: list[str]) -> int:
     """Run this command under the deepspeed launcher on this machine, with as many processes as there are ranks."""
     ranks = build_topology(config).world_size
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--log_level", "error"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--module", "mrpo_ds", *arguments]
+    interface = config.topology.interface
+    address = address_of(interface) if interface else "127.0.0.1"
+    command += ["--master_addr", address, "--master_port", str(_free_port()), "--module", "mrpo_ds", *arguments]
     environment = dict(os.environ)
     environment[CHECKED] = "1"
+    environment.setdefault(TOKEN, secrets.token_hex(16))
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         environment[VISIBLE] = os.environ["CUDA_VISIBLE_DEVICES"]
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))

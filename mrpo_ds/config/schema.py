@@ -104,6 +104,9 @@ class TopologyConfig:
     """Steps that the references may be ahead of the policy, >= 0. Only for placement served."""
     share_gpus: bool = False
     """Allow ranks of different roles on one GPU (more processes than GPUs on a node)."""
+    interface: str | None = None
+    """Network interface, by name (eth0) or address, on which the run's own servers listen. null: the one that leads to
+    MASTER_ADDR."""
     timeout_seconds: float = 600.0
     """A peer that gives no sign of life, or no answer, for this long ends the run, > 0 seconds."""
 

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mrpo_ds.distributed.trust import TOKEN, is_proof, prove
 from mrpo_ds.distributed.worlds import World
 from mrpo_ds.errors import ReferenceError
 
@@ -34,12 +35,16 @@ class Bridge:
     """A leader's end of the bridge. Every leader must send or receive once per message, in one order."""
 
     def __init__(self, world: World) -> None:
-        """Meet the other leaders. Raises BrokenBridge, naming them, when some do not come in time."""
+        """Meet the other leaders.
+
+        Raises BrokenBridge, naming them, when some do not come in time, ReferenceError when one does not have the
+        run's token.
+        """
         roles = world.topology.roles
         self._names = [role.name for role in roles]
         self._timeout = timedelta(seconds=world.rendezvous.timeout_seconds)
         store = dist.PrefixStore("bridge", world.rendezvous.connect())
-        _meet(store, self._names, world.role.name, self._timeout)
+        _meet(store, self._names, world)
         try:
             self._group = dist.ProcessGroupGloo(store, self._names.index(world.role.name), len(roles), WITHOUT_LIMIT)
         except RuntimeError as error:
@@ -92,9 +97,11 @@ _Posted = tuple[dist.Work, list[Tensor]]
 """An all-gather under way, and the tensors that it fills, one per leader."""
 
 
-def _meet(store: dist.Store, names: list[str], own: str, timeout: timedelta) -> None:
-    """Wait for all leaders, who may load their models for as long as timeout."""
-    store.set(f"here/{own}", "")
+def _meet(store: dist.Store, names: list[str], world: World) -> None:
+    """Wait for all leaders, who may load their models for as long as the timeout, and see that they are of this run."""
+    known = world.rendezvous
+    timeout = timedelta(seconds=known.timeout_seconds)
+    store.set(f"here/{world.role.name}", prove(known.token, "bridge", known.nonce, world.role.name))
     try:
         store.wait([f"here/{name}" for name in names], timeout)
     except RuntimeError as error:
@@ -106,3 +113,9 @@ def _meet(store: dist.Store, names: list[str], own: str, timeout: timedelta) -> 
             f"{', '.join(missing)} did not come to the bridge within {timeout.total_seconds():g} s; if loading a model "
             "takes that long, raise topology.timeout_seconds"
         ) from error
+    for name in names:
+        if not is_proof(store.get(f"here/{name}").decode(errors="replace"), known.token, "bridge", known.nonce, name):
+            raise ReferenceError(
+                f"who came to the bridge as {name} does not have this run's token: another program writes to the run's "
+                f"store at {known.launch.master_addr}:{known.launch.master_port}. Set {TOKEN}, and close that network."
+            )

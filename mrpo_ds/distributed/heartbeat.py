@@ -11,7 +11,6 @@ Holding the interpreter's lock for long (a load, a compile) delays beats but clo
 
 import contextlib
 import os
-import secrets
 import selectors
 import signal
 import socket
@@ -26,6 +25,7 @@ import torch
 
 from mrpo_ds.distributed.bridge import BrokenBridge
 from mrpo_ds.distributed.topology import Topology
+from mrpo_ds.distributed.trust import is_proof, prove
 from mrpo_ds.distributed.verdict import (
     Peer,
     Verdict,
@@ -35,7 +35,7 @@ from mrpo_ds.distributed.verdict import (
     judge_trouble,
 )
 from mrpo_ds.distributed.wire import Line, listen
-from mrpo_ds.distributed.worlds import Rendezvous, own_address
+from mrpo_ds.distributed.worlds import Rendezvous
 from mrpo_ds.errors import ConfigError, MrpoError
 
 BEAT_SECONDS = 1.0
@@ -213,12 +213,11 @@ class _Judge:
         self._troubles: dict[int, Word] = {}
         self._trouble_since = 0.0
         self._death: Verdict | None = None
-        self._token = secrets.token_hex(8)  # whoever else finds the port is not of this run
-        self._server = listen()
+        self._rendezvous = rendezvous
+        self._server = listen(rendezvous.interface.address)
         self._server.setblocking(False)
         selector.register(self._server, selectors.EVENT_READ)
-        address = f"{own_address(rendezvous.launch)} {self._server.getsockname()[1]} {self._token}"
-        rendezvous.store.set(KEY, address)
+        rendezvous.store.set(KEY, f"{rendezvous.interface.public} {self._server.getsockname()[1]}")
 
     def hear(self, key: selectors.SelectorKey, now: float) -> None:
         if key.fileobj is self._server:
@@ -277,7 +276,9 @@ class _Judge:
         self._selector.unregister(line.socket)
         hello = words[0] if words else {}
         rank = hello.get("rank")
-        if hello.get("token") != self._token or rank not in self._peers or rank in self._lines:
+        known = self._rendezvous  # whoever else finds the port is not of this run
+        of_this_run = is_proof(hello.get("proof"), known.token, "heartbeat", known.nonce, rank)
+        if not of_this_run or rank not in self._peers or rank in self._lines:
             line.close()
             return
         self._lines[rank] = line
@@ -377,12 +378,13 @@ class _Member:
 def _connect(rendezvous: Rendezvous) -> Line:
     launch = rendezvous.launch
     try:
-        address, port, token = rendezvous.store.get(KEY).decode().split()
+        address, port = rendezvous.store.get(KEY).decode().split()
         line = Line(socket.create_connection((address, int(port)), rendezvous.timeout_seconds))
     except (RuntimeError, OSError) as error:
         raise ConfigError(
             f"rank {launch.rank} cannot reach the heartbeat of global rank 0 ({str(error).splitlines()[0]}). "
             "All hosts must reach each other on every port above 1024."
         ) from error
-    line.send({"rank": launch.rank, "token": token})  # a new connection takes that much at once
+    proof = prove(rendezvous.token, "heartbeat", rendezvous.nonce, launch.rank)
+    line.send({"rank": launch.rank, "proof": proof})  # a new connection takes that much at once
     return line

@@ -68,7 +68,7 @@ ONLY_IN = {
     "tqdm": "console",
     "omegaconf": "config",
     "yaml": "config",
-    "psutil": "run",
+    "psutil": "distributed run",
     "tokenizers": "data",
     "transformers": "data models check export demo",
     "safetensors": "export",
