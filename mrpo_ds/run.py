@@ -36,6 +36,8 @@ SESSION_SECONDS = 60.0
 """How long the processes of a launcher that has left may take to end; the launcher itself kills after 30 s."""
 VISIBLE = "MRPO_DS_CUDA_VISIBLE_DEVICES"
 """The user's CUDA_VISIBLE_DEVICES, which the deepspeed launcher overwrites when it is told a number of GPUs."""
+MASTER = "MRPO_DS_MASTER_ADDR"
+"""Where our ranks meet when topology.interface says so; the deepspeed launcher knows 127.0.0.1 only on one machine."""
 CHECKED = "MRPO_DS_CHECKED"
 """Set for the processes of a launcher that we start after a check of our own."""
 
@@ -44,6 +46,8 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
     """The train command, inside or outside a launcher. Returns the exit code."""
     if VISIBLE in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE]  # before anything asks for a GPU
+    if MASTER in os.environ:
+        os.environ["MASTER_ADDR"] = os.environ[MASTER]
     announce_cpu()
     launch = read_launch(os.environ)
     if launch is None:
@@ -159,12 +163,12 @@ def _start_launcher(config: Config, arguments: list[str]) -> int:
     """Run this command under the deepspeed launcher on this machine, with as many processes as there are ranks."""
     ranks = build_topology(config).world_size
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--log_level", "error"]
-    interface = config.topology.interface
-    address = address_of(interface) if interface else "127.0.0.1"
-    command += ["--master_addr", address, "--master_port", str(_free_port()), "--module", "mrpo_ds", *arguments]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--module", "mrpo_ds", *arguments]
     environment = dict(os.environ)
     environment[CHECKED] = "1"
     environment.setdefault(TOKEN, secrets.token_hex(16))
+    if config.topology.interface:
+        environment[MASTER] = address_of(config.topology.interface)
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         environment[VISIBLE] = os.environ["CUDA_VISIBLE_DEVICES"]
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))

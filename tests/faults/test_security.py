@@ -1,7 +1,6 @@
 """Whom a run trusts: pickles and code of models, its own servers, their peers, and where secrets may not go."""
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -14,19 +13,17 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
-from mrpo_ds.distributed.bridge import Bridge
 from mrpo_ds.distributed.launch import Launch
-from mrpo_ds.distributed.topology import Topology
-from mrpo_ds.distributed.trust import TOKEN, prove
-from mrpo_ds.distributed.worlds import open_rendezvous, split
-from mrpo_ds.errors import ConfigError, ReferenceError
+from mrpo_ds.distributed.trust import TOKEN
+from mrpo_ds.distributed.worlds import open_rendezvous
+from mrpo_ds.errors import ConfigError
 from mrpo_ds.models import fingerprint, load_model_config, load_scorer, load_tokenizer
 from tests.conftest import Runs
 from tests.distributed.harness import make_topology, run_ranks
+from tests.faults.peers import come_to_the_bridge, join_with
 from tests.support import base_config, command_environment, free_port, make_model, mrpo_ds, need, write_config
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -216,23 +213,6 @@ def test_a_main_address_that_is_not_on_the_interface_is_refused() -> None:
 TOKENS = ("a" * 32, "b" * 32)
 
 
-def join_with(topology: Topology, launch: Launch, tokens: list[str | None]) -> str:
-    """Enter the rendezvous with the token of one's rank; the refusal, or ''."""
-    os.environ.pop(TOKEN, None)
-    token = tokens[launch.rank]
-    if token is not None:
-        os.environ[TOKEN] = token
-    try:
-        rendezvous = open_rendezvous(launch, 5)
-    except ConfigError as error:
-        return str(error)
-    finally:
-        if launch.rank == 0:
-            time.sleep(2)  # it keeps the store
-    rendezvous.store.set(f"mine/{launch.rank}", "")
-    return ""
-
-
 @pytest.mark.parametrize(
     ("tokens", "says"),
     [
@@ -248,25 +228,6 @@ def test_a_process_with_another_token_is_refused_and_told_the_variable(tokens: l
     answers = run_ranks(join_with, make_topology(1, a=1), tokens)
     assert answers[1].startswith(says) and bool(answers[1]) == bool(says)
     assert not any(token in answer for answer in answers for token in TOKENS)
-
-
-def come_to_the_bridge(topology: Topology, launch: Launch) -> str:
-    """The reference is an impostor: it found the store and the names of its keys, but it has no token."""
-    os.environ.pop(TOKEN, None)
-    rendezvous = open_rendezvous(launch, 10)
-    world = split(topology, rendezvous, share_gpus=False)
-    if launch.rank == 1:
-        store = dist.PrefixStore("bridge", rendezvous.connect())
-        store.set("here/ref/a", prove("a guess", "bridge", rendezvous.nonce, "ref/a"))
-        rendezvous.store.wait(["refused"])
-        return ""
-    try:
-        Bridge(world)
-    except ReferenceError as error:
-        rendezvous.store.set("refused", "")
-        time.sleep(1)
-        return str(error)
-    return "it was let in"
 
 
 def test_a_leader_without_the_token_does_not_get_onto_the_bridge() -> None:
@@ -290,7 +251,8 @@ def test_no_secret_of_the_environment_is_in_any_file_or_on_the_console(tmp_path:
     config = base_config(tmp_path, references=1)
     config["train"] |= {"learning_rate": 1e12, "warmup_ratio": 0.0, "scheduler": "constant", "max_skipped_steps": 9}
     config["checkpoint"] = {"every_steps": 2}
-    config["tracking"] = {"plots": True, "wandb": {"mode": "offline"}}
+    config["tracking"] = {"plots": False, "wandb": {"mode": "offline"}}
+    config["topology"]["placement"] = "colocated"
     path = str(write_config(tmp_path / "config.yaml", config))
     planted = {**SECRETS, "MRPO_DS_CACHE": str(tmp_path / "cache")}
     run = mrpo_ds("train", path, **planted)
