@@ -87,7 +87,7 @@ def _report_run(config: Config, material: Material, model_configs: dict[str, Any
         f"{steps_per_epoch(rows, train.batch_size)} an epoch; loss {config.loss.name}"
     )
     for name, model in _models(config):
-        parameters = num_parameters(model_configs[name])
+        parameters = num_parameters(model_configs[name], model.trust_remote_code)
         if name == POLICY:
             share = 16 * parameters / config.topology.policy / 2**30
             detail = f"16 bytes each for weights, gradients and AdamW / {config.topology.policy} ranks"
@@ -107,10 +107,10 @@ def _sharding_ranks(config: Config, name: str) -> int:
     return config.topology.policy if colocated else config.topology.references.get(name, 1)
 
 
-def num_parameters(model_config: Any) -> int:
+def num_parameters(model_config: Any, trust_remote_code: bool = False) -> int:
     """Parameters of a model, tied ones once, counted without making it."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from socket import gethostname
@@ -50,10 +50,16 @@ class TrainState:
     """Optimizer steps done."""
     tokens: int = 0
     """Policy tokens trained on."""
+    skipped: int = 0
+    """Of the steps, those left out because of a number that was not finite."""
 
     def after(self, step: int, tokens: int) -> "TrainState":
         """The state after one more step that read so many tokens."""
-        return TrainState(step, self.tokens + tokens)
+        return replace(self, step=step, tokens=self.tokens + tokens)
+
+    def after_skipped(self, step: int) -> "TrainState":
+        """The state after one more step that was left out."""
+        return replace(self, step=step, skipped=self.skipped + 1)
 
 
 @dataclass(frozen=True)
@@ -220,7 +226,7 @@ class Checkpoints:
                 if later.name > path.name and later.parent.resolve() == path.resolve().parent:
                     shutil.rmtree(later)
         barrier()
-        return TrainState(step=record["step"], tokens=record["tokens"])
+        return TrainState(step=record["step"], tokens=record["tokens"], skipped=record["skipped"])
 
     def _check_settings(self, path: Path, written: Settings) -> None:
         changes = differences(written, self.settings)

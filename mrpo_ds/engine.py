@@ -1,5 +1,6 @@
 """The only importer of deepspeed: a trained policy and frozen references, sharded with ZeRO-3."""
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -39,7 +40,10 @@ class Engine(Protocol):
         """Accumulate the gradient of a scalar; last marks the last micro-batch of the step."""
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update, clear. Returns the gradient norm before clipping; not finite: the weights were left alone."""
+        """Clip, update, clear. Returns the gradient norm before clipping; not finite: it only cleared."""
+
+    def clear(self) -> None:
+        """Forget the gradient accumulated since the last step, as if those backwards had never been."""
 
     def score(self, batch: SequenceBatch) -> Tensor:
         """[N] summed log-probs without gradient."""
@@ -106,7 +110,16 @@ class DeepSpeedEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        norm = float(self._engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            self.clear()
+        return norm
+
+    def clear(self) -> None:
+        """See Engine."""
+        optimizer = self._engine.optimizer
+        optimizer.zero_grad()  # the next backward overwrites the partitions where the last one added to them
+        optimizer.grad_partitions_flat_buffer.zero_()  # but not those of parameters that it does not reach
 
     def shapes(self) -> Shapes:
         """See Restorable."""

@@ -31,7 +31,18 @@ class CheckpointError(MrpoError):
 
 
 class NonFiniteError(MrpoError):
-    """The loss or the gradient stopped being a finite number; the weights were not touched."""
+    """A log-prob, the loss or the gradient of a step is no finite number.
+
+    Weights and optimizer were not touched, and the gradients are cleared: the step can be left out.
+    """
+
+    def __init__(
+        self, message: str, record: dict[str, object] | None = None, metrics: dict[str, float] | None = None
+    ) -> None:
+        """record: what failures/step-*.json shall say. metrics: those of the step, as far as there are any."""
+        super().__init__(message)
+        self.record = record or {}
+        self.metrics = metrics or {}
 
 
 class Stopped(MrpoError):

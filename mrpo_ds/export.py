@@ -60,15 +60,19 @@ def check_names(path: str, shapes: Shapes, model: nn.Module) -> None:
 
 
 def checkpoint_shapes(path: str) -> Shapes:
-    """Names and shapes in a model's safetensors files (local directory or Hub id), from their headers."""
+    """Names and shapes in a model's files (local directory or Hub id): safetensors, or pickles where there are none."""
     from transformers.utils import cached_file
 
-    index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    if index is None:
-        files = [cached_file(path, "model.safetensors")]
-    else:
-        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [cached_file(path, name) for name in names]
+    def find(name: str) -> str | None:
+        found: str | None = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        return found
+
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = find(f"{whole}.index.json")
+        names = [whole] if index is None else json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+        files = [find(name) for name in sorted(set(names))]
+        if any(files):
+            break
     shapes: Shapes = {}
     for file in files:
         shapes |= _file_shapes(Path(str(file)))
@@ -141,6 +145,9 @@ def _check_written(directory: Path, shapes: Shapes) -> None:
 
 
 def _file_shapes(file: Path) -> Shapes:
+    if file.suffix == ".bin":
+        tensors = torch.load(file, map_location="meta", weights_only=True)
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     with safe_open(file, framework="pt") as opened:
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
 

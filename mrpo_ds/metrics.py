@@ -7,16 +7,28 @@ import torch
 from torch import Tensor
 
 from mrpo_ds.data.micro import MicroBatch
-from mrpo_ds.distributed.collectives import gather_objects, sum_over_ranks
-from mrpo_ds.errors import NonFiniteError
+from mrpo_ds.distributed.collectives import sum_over_ranks
 from mrpo_ds.ops.ranking import rank, without_unscored
-from mrpo_ds.types import Example, LossOutput, ResponseLogps
+from mrpo_ds.types import LossOutput, ResponseLogps
 
 Metric = tuple[Tensor, Tensor]
 """[b] values and [b] bool, for which prompts they mean something."""
 
 COUNTS = ("prompts", "dropped")
 """Metrics that are sums and not means."""
+
+
+@dataclass(frozen=True)
+class SeenPrompt:
+    """One prompt of a step, as numbers."""
+
+    prompt: int
+    """Position in the global batch."""
+    loss: float
+    policy: list[float]
+    """[R] log-probs, nats."""
+    weights: list[float]
+    """[K] of the references, for losses that weigh them."""
 
 
 @dataclass
@@ -28,7 +40,8 @@ class Totals:
     """Column of the chosen response; see Needs."""
     _sums: dict[str, Tensor] = field(default_factory=dict)
     """By metric: [2] the sum and how many prompts it is over."""
-    _losses: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _seen: list[tuple[MicroBatch, Tensor, Tensor, Tensor | None]] = field(default_factory=list)
+    """Per micro-batch [b] losses, [b, R] log-probs of the policy, [K, b] weights of the references."""
     _token_weight: float = 0.0
 
     def add(self, output: LossOutput, logps: ResponseLogps, micro: MicroBatch) -> None:
@@ -47,7 +60,8 @@ class Totals:
             sums = output.per_token.losses.detach()
             self._add("nll_loss", sums.double().where(used, 0.0).sum(), output.per_token.tokens.where(used, 0.0).sum())
             losses = losses + sums
-        self._losses.append((micro.prompts, losses.float().where(used, 0.0)))
+        losses = losses.float().where(used, 0.0)
+        self._seen.append((micro, losses, logps.policy.detach(), output.stats.get("weight")))
 
     def means(self) -> dict[str, float]:
         """Global means by metric name, NaN where no prompt has it, plus the counts. One all-reduce.
@@ -71,34 +85,19 @@ class Totals:
         pair = torch.stack([total.double(), count.double()])
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
-    def raise_if_not_finite(self, means: dict[str, float], step: int, examples: list[Example]) -> None:
-        """Raise NonFiniteError on every rank, with the rows that did it, when the global loss is not finite."""
-        if torch.isfinite(torch.tensor(means["loss"])):
-            return
-        mine = [
-            f"{examples[int(prompt)].id} ({examples[int(prompt)].source}): loss {float(loss)}"
-            for prompts, losses in self._losses
-            for prompt, loss in zip(prompts, losses, strict=True)
-            if not torch.isfinite(loss)
+    def seen(self) -> list[SeenPrompt]:
+        """This rank's prompts. Many transfers from the device: for a step that has failed."""
+        return [
+            SeenPrompt(
+                prompt=int(micro.prompts[row]),
+                loss=float(losses[row]),
+                policy=policy[row].tolist(),
+                weights=[] if weights is None else weights[:, row].tolist(),
+            )
+            for micro, losses, policy, weights in self._seen
+            for row in range(len(losses))
+            if micro.counted[row]
         ]
-        rows = [row for rank_rows in gather_objects(mine) for row in rank_rows]
-        raise NonFiniteError(
-            f"the loss of step {step} is not finite; the weights were not updated. Rows: {'; '.join(rows[:5])}"
-            + (f" and {len(rows) - 5} more." if len(rows) > 5 else ".")
-            + " A lower train.learning_rate or train.max_grad_norm, or removing the rows, may help."
-        )
-
-
-def raise_if_gradient_not_finite(grad_norm: float, step: int) -> None:
-    """Raise NonFiniteError, on every rank alike, for a global gradient norm that is not finite.
-
-    DeepSpeed leaves the weights alone then and says nothing: unsaid, a run of skipped steps would look like training.
-    """
-    if not math.isfinite(grad_norm):
-        raise NonFiniteError(
-            f"the gradient of step {step} is not finite, though its loss is; the weights were not updated. A lower "
-            "train.learning_rate, or removing rows with extreme log-probs, may help."
-        )
 
 
 def prompt_metrics(

@@ -5,6 +5,7 @@ Arrows: transformers -> SequenceScorer -> (an engine shards it) -> summed log-pr
 
 import hashlib
 import inspect
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,18 @@ from mrpo_ds.ops.logps import selected_logps, sum_by_sequence
 from mrpo_ds.types import SequenceBatch
 
 AnyModelConfig = ModelConfig | ReferenceConfig
-TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "special_tokens_map", "added_tokens", "chat_template")
+TOKENIZER_FILES = (
+    "tokenizer",
+    "tokenization",
+    "vocab",
+    "merges",
+    "spiece",
+    "special_tokens_map",
+    "added_tokens",
+    "chat_template",
+)
 """How the names of the files begin that a tokenizer is made of."""
+PICKLES = "pytorch_model*.bin"
 FINGERPRINT_BLOCKS = 64
 FINGERPRINT_BYTES = 1 << 14
 """How many parts of a weight file the fingerprint reads, and how much of each."""
@@ -87,7 +98,7 @@ def takes_positions(model: Any) -> bool:
 
 
 def load_scorer(config: AnyModelConfig, dtype: torch.dtype, trainable: bool) -> SequenceScorer:
-    """Load a model's weights (safetensors only, no code from the model's repository) into a scorer on the CPU.
+    """Load a model's weights into a scorer on the CPU: safetensors, and no code, unless its configuration allows more.
 
     Raises ConfigError when the path has no usable model.
     """
@@ -101,11 +112,12 @@ def load_scorer(config: AnyModelConfig, dtype: torch.dtype, trainable: bool) -> 
             revision=config.revision,
             dtype=dtype,
             attn_implementation=config.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
+            use_safetensors=None if config.allow_pickle else True,
+            weights_only=True,  # of a pickle: tensors and plain containers, whatever else it asks to be made of
+            trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"cannot load the model at {config.path!r}: {_first_line(error)}") from error
+    except (OSError, ValueError, ImportError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"cannot load the model at {config.path!r}: {_reason(error, config)}") from error
     _switch_off_dropout(model)
     model.requires_grad_(trainable)
     if trainable and isinstance(config, ModelConfig) and config.gradient_checkpointing:
@@ -119,10 +131,12 @@ def load_tokenizer(config: AnyModelConfig) -> Any:
 
     check_path(config)
     try:
-        return AutoTokenizer.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
-            f"no tokenizer for the model at {config.path!r}: {_first_line(error)} Save one beside the weights with "
+            f"no tokenizer for the model at {config.path!r}: {_reason(error, config)} Save one beside the weights with "
             "tokenizer.save_pretrained."
         ) from error
 
@@ -133,15 +147,19 @@ def load_model_config(config: AnyModelConfig) -> Any:
 
     check_path(config)
     path = Path(config.path)
-    if path.is_dir() and not any(path.glob("*.safetensors")):
+    if path.is_dir() and not _weight_files(config):
+        has_pickle = any(path.glob(PICKLES)) and not config.allow_pickle
+        mend = f", or set {_key(config)}.allow_pickle=true if you trust who made them" if has_pickle else ""
         raise ConfigError(
             f"model path {config.path!r} has no *.safetensors; other formats are not read, because they can hold code. "
-            "Save the model once with save_pretrained."
+            f"Save the model once with save_pretrained{mend}."
         )
     try:
-        return AutoConfig.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"no model at {config.path!r}: {_first_line(error)}") from error
+        return AutoConfig.from_pretrained(
+            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"no model at {config.path!r}: {_reason(error, config)}") from error
 
 
 def check_path(config: AnyModelConfig) -> None:
@@ -180,7 +198,8 @@ def fingerprint(config: AnyModelConfig) -> str:
     if not directory.is_dir():
         return f"{config.path}@{config.revision or 'main'}"
     digest = hashlib.sha256()
-    for path in [*sorted(directory.glob("*.safetensors")), directory / "config.json"]:
+    code = sorted(directory.glob("*.py")) if config.trust_remote_code else []
+    for path in [*_weight_files(config), directory / "config.json", *code]:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
@@ -242,6 +261,31 @@ def _cpu_multiplies_bf16() -> bool:
     """Whether the CPU has bf16 matrix instructions. torch has no public question for it; absent means no."""
     answers = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
     return any(answer is not None and answer() for answer in answers)
+
+
+def _weight_files(config: AnyModelConfig) -> list[Path]:
+    """The files of a local model that its weights are read from."""
+    directory = Path(config.path)
+    safe = sorted(directory.glob("*.safetensors"))
+    return safe or (sorted(directory.glob(PICKLES)) if config.allow_pickle else [])
+
+
+def _key(config: AnyModelConfig) -> str:
+    """Where a model stands in the configuration."""
+    return f"references[{config.name}]" if isinstance(config, ReferenceConfig) else "model"
+
+
+def _reason(error: Exception, config: AnyModelConfig) -> str:
+    """What is wrong with a model; with the key to set when it wants what is not allowed."""
+    text, key = _first_line(error), _key(config)
+    if "trust_remote_code" in str(error) and not config.trust_remote_code:
+        return (
+            f"{text} It comes with Python code of its own: set {key}.trust_remote_code=true to run it, with all rights "
+            "of this user, on every rank."
+        )
+    if not config.allow_pickle and not Path(config.path).is_dir() and "safetensors" in str(error):
+        return f"{text} If it has *.bin only, {key}.allow_pickle=true reads them: pickles, which can hold code."
+    return text
 
 
 def _first_line(error: Exception) -> str:

@@ -38,6 +38,8 @@ class Counts:
     """Valid prompts, at least 1."""
     tokens: float
     """Tokens of the token-mean part, at least 1."""
+    broken: list[int]
+    """Prompts of the global batch that a NaN or infinity of a reference makes unusable, when that may not be."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,14 @@ class Objective:
         tokens = output.valid.new_zeros((), dtype=torch.float64)
         if output.per_token is not None:
             tokens = output.per_token.tokens.double().sum()
-        prompts, num_tokens = torch.stack([output.valid.double().sum(), tokens]).tolist()
-        return Counts(max(1, int(prompts)), max(1.0, num_tokens))
+        broken = _is_broken(logps) & ~output.valid & (not self.needs.drops_nonfinite)
+        if scored.mismatched is not None:  # its only reference is the first one, and its rows have no other say
+            others = scored.mismatched
+            rows = others.batch.without_policy(others.reference.logps, others.reference.lengths)
+            broken = broken | _is_broken(without_references(rows, 1))
+        prompts, num_tokens, *flags = torch.cat([torch.stack([output.valid.double().sum(), tokens]), broken]).tolist()
+        indices = [index for index, flag in enumerate(flags) if flag]
+        return Counts(max(1, int(prompts)), max(1.0, num_tokens), indices)
 
     def baseline(self, score: Callable[[SequenceBatch], Tensor], scored: ScoredBatch) -> Tensor | None:
         """ResponseLogps.baseline of a step: [R], the same on every rank, which all must call this; None if not needed.
@@ -102,3 +110,8 @@ class Objective:
         if part is not None:
             total = total + part.weight * (part.losses * micro.counted).sum() / counts.tokens
         return total
+
+
+def _is_broken(logps: ResponseLogps) -> Tensor:
+    """[B] whether a reference said NaN or infinity about a response of a prompt."""
+    return (~logps.reference.isfinite() & logps.present).any(-1).any(0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import socket
 import sys
 import warnings
@@ -15,8 +16,10 @@ from mrpo_ds.checkpoint import check_resume, find_resume, list_checkpoints, read
 from mrpo_ds.config.schema import Config
 from mrpo_ds.console import configure_console, log
 from mrpo_ds.distributed.heartbeat import Heartbeat
+from mrpo_ds.distributed.interface import address_of
 from mrpo_ds.distributed.launch import Launch, read_launch
 from mrpo_ds.distributed.topology import Role, Topology, build_topology, check_world_size
+from mrpo_ds.distributed.trust import TOKEN
 from mrpo_ds.distributed.watch import Limits
 from mrpo_ds.distributed.worlds import Rendezvous, World, leave, open_rendezvous, split
 from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError, MrpoError, ReferenceError
@@ -25,6 +28,8 @@ from mrpo_ds.session import run_in_session
 
 VISIBLE = "MRPO_DS_CUDA_VISIBLE_DEVICES"
 """The user's CUDA_VISIBLE_DEVICES, which the deepspeed launcher overwrites when it is told a number of GPUs."""
+MASTER = "MRPO_DS_MASTER_ADDR"
+"""Where our ranks meet when topology.interface says so; the deepspeed launcher knows 127.0.0.1 only on one machine."""
 CHECKED = "MRPO_DS_CHECKED"
 """Set for the processes of a launcher that we start after a check of our own."""
 
@@ -33,6 +38,8 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
     """The train command, inside or outside a launcher. Returns the exit code."""
     if VISIBLE in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE]  # before anything asks for a GPU
+    if MASTER in os.environ:
+        os.environ["MASTER_ADDR"] = os.environ[MASTER]
     announce_cpu()
     launch = read_launch(os.environ)
     if launch is None:
@@ -48,7 +55,7 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
 def _run_process(config: Config, launch: Launch, resume: str) -> int:
     timeout = config.topology.timeout_seconds
     topology = build_topology(config)
-    rendezvous = open_rendezvous(launch, timeout)
+    rendezvous = open_rendezvous(launch, timeout, config.topology.interface)
     limits = Limits(timeout, asdict(config.topology.deadlines))
     heartbeat = Heartbeat(topology, rendezvous, limits, lambda: _failure_code(config))
     heartbeat.start()
@@ -152,6 +159,9 @@ def _start_launcher(config: Config, arguments: list[str]) -> int:
     command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--module", "mrpo_ds", *arguments]
     environment = dict(os.environ)
     environment[CHECKED] = "1"
+    environment.setdefault(TOKEN, secrets.token_hex(16))
+    if config.topology.interface:
+        environment[MASTER] = address_of(config.topology.interface)
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         environment[VISIBLE] = os.environ["CUDA_VISIBLE_DEVICES"]
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))

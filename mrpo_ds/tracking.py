@@ -57,6 +57,11 @@ def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return rows
 
 
+def failure_file(run_dir: Path, step: int) -> Path:
+    """Where the numbers of a step that failed are written."""
+    return run_dir / "failures" / f"step-{step:08d}.json"
+
+
 def _write_atomic(path: Path, data: bytes) -> None:
     """Give path new content so that a crash leaves the old or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
@@ -288,6 +293,14 @@ class Tracker:
         """Wait until the rows so far are on the disk: a checkpoint must not outlive them."""
         self._metrics.sync()
         self._evals.sync()
+
+    def log_failure(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Write what is known of a step that failed to its failure_file. Never raises OSError."""
+        try:
+            path.parent.mkdir(exist_ok=True)
+            _write_atomic(path, _to_json(record, indent=2))
+        except OSError as error:
+            log(f"warning: {path} cannot be written ({error})")
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         """Write summary.json, draw the plots and close W&B. A part that fails is a warning.

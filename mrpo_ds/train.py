@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -17,17 +18,18 @@ from mrpo_ds.data.micro import PolicyBatcher
 from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.data.plan import Batch, Batches
 from mrpo_ds.distributed.bridge import BrokenBridge
-from mrpo_ds.distributed.collectives import broadcast_from_leader
+from mrpo_ds.distributed.collectives import barrier, broadcast_from_leader
 from mrpo_ds.distributed.orders import Orders
 from mrpo_ds.engine import Engine, PolicyEngine
 from mrpo_ds.errors import RUN_AGAIN, ConfigError, NonFiniteError, Stopped
 from mrpo_ds.evaluation.preferences import evaluate_preferences
+from mrpo_ds.failures import explain_gradient, explain_numbers
 from mrpo_ds.learning_rate import learning_rate_at
 from mrpo_ds.memory import peak_memory_gib
-from mrpo_ds.metrics import Totals, raise_if_gradient_not_finite
+from mrpo_ds.metrics import Totals
 from mrpo_ds.objective import Objective, ScoredBatch
 from mrpo_ds.reference.client import ReferenceAnswer, ReferenceClient
-from mrpo_ds.tracking import Tracker
+from mrpo_ds.tracking import Tracker, failure_file
 from mrpo_ds.types import Needs
 
 START_TOLERANCE = 0.02
@@ -39,7 +41,7 @@ Report = Callable[[str, int], None]
 def train_step(engine: Engine, objective: Objective, scored: ScoredBatch, update: "Update") -> dict[str, float]:
     """One optimizer update from one global batch. Returns its metrics, the same on every rank.
 
-    Raises NonFiniteError on every rank, before the weights move, when the loss or the gradient is not finite.
+    Raises NonFiniteError on every rank, before the weights move, when a number is not finite.
     """
     totals = Totals(objective.reference_names, objective.needs.chosen)
     counts = objective.counts(scored)  # the loss's denominators, over the whole step
@@ -51,11 +53,14 @@ def train_step(engine: Engine, objective: Objective, scored: ScoredBatch, update
         loss = objective.total(output, micro, counts) * update.ranks  # the engine averages over ranks
         engine.backward(loss, last=micro is micros[-1])
         totals.add(output, logps, micro)
-    metrics = totals.means()  # one all-reduce, before the weights move
-    totals.raise_if_not_finite(metrics, update.step, scored.batch.examples)
-    grad_norm = engine.step(update.learning_rate)
-    raise_if_gradient_not_finite(grad_norm, update.step)
-    return {**metrics, "grad_norm": grad_norm, "learning_rate": update.learning_rate}
+    metrics = {**totals.means(), "learning_rate": update.learning_rate}  # one all-reduce, before the weights move
+    if counts.broken or not math.isfinite(metrics["loss"]):
+        engine.clear()
+        raise explain_numbers(scored, objective, totals, counts.broken, engine.score, update.step, metrics)
+    metrics["grad_norm"] = engine.step(update.learning_rate)
+    if not math.isfinite(metrics["grad_norm"]):
+        raise explain_gradient(scored, update.step, metrics)
+    return metrics
 
 
 @dataclass(frozen=True)
@@ -178,10 +183,15 @@ class PolicyRun:
         scored = self._scored(self._answered(batch, answers))
         self.report("train", step)
         update = Update(step, learning_rate_at(batch.step, self.total_steps, self.config.train), self.batcher.size)
-        metrics = train_step(self.engine, self.objective, scored, update)
-        if batch.step == 0:
-            self._check_start(metrics)
-        self.state = self.state.after(step, scored.batch.tokens)
+        try:
+            metrics = train_step(self.engine, self.objective, scored, update)
+            self.state = self.state.after(step, scored.batch.tokens)
+        except NonFiniteError as error:
+            metrics = self._leave_out(step, error)
+        else:
+            if batch.step == 0:
+                self._check_start(metrics)
+        metrics["skipped_steps"] = float(self.state.skipped)
         metrics["epoch"] = step / steps_per_epoch(self.num_train, self.config.train.batch_size)
         metrics["num_tokens"] = float(self.state.tokens)
         metrics |= _performance(scored, self.objective.reference_names, time.perf_counter() - started)
@@ -189,6 +199,25 @@ class PolicyRun:
             self.budget.took("step", time.perf_counter() - started)
         if self.tracker:
             self.tracker.log_step(step, metrics)
+
+    def _leave_out(self, step: int, error: NonFiniteError) -> dict[str, float]:
+        """Record a step that has failed and count it as skipped. Returns its metrics; raises when none is left to skip.
+
+        Every rank raises alike, with self.state that of the step before, which weights and optimizer still are.
+        """
+        file = failure_file(Path(self.config.output_dir), step)
+        if self.tracker:
+            self.tracker.log_failure(file, error.record)
+        barrier()  # the first rank to raise ends all of them: not before the file is there
+        limit = self.config.train.max_skipped_steps
+        if self.state.skipped >= limit:
+            spent = (
+                f" {self.state.skipped} steps were skipped before (train.max_skipped_steps={limit})." if limit else ""
+            )
+            raise NonFiniteError(f"{error} {file} has the numbers.{spent}") from error
+        self.state = self.state.after_skipped(step)
+        log(f"warning: {error} {file} has the numbers. The step is skipped ({self.state.skipped} of at most {limit}).")
+        return {**error.metrics}
 
     def _check_start(self, metrics: dict[str, float]) -> None:
         """The first step's log-probs are from before any update: RefM1 must be where the policy starts.

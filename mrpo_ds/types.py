@@ -150,5 +150,7 @@ class Needs:
     the step. batch: the step's own. mismatched: the step's prompts, each with the responses of another prompt."""
     draws: bool = False
     """A random number per prompt (ResponseLogps.draws)."""
+    drops_nonfinite: bool = False
+    """Rows with a NaN or infinity of a reference are dropped on purpose; otherwise one ends the step."""
     score_range: tuple[float, float] | None = None
     """Every response must have a score, in this closed range; None for any score or none."""

@@ -25,6 +25,10 @@ class ModelConfig:
     """A directory with safetensors and a tokenizer, or a Hub id."""
     revision: str | None = None
     """Hub branch, tag or commit."""
+    allow_pickle: bool = False
+    """Also read weights from *.bin, a pickle, where there are no safetensors. docs/security.md says what that risks."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with this model, with all rights of this user, on every rank that reads it."""
     dtype: str = "auto"
     """auto | bf16 | fp32. auto: bf16 on GPUs and on CPUs with AMX or AVX512-BF16, else fp32; the log says which."""
     attention: str = "sdpa"
@@ -53,6 +57,10 @@ class ReferenceConfig:
     """A directory with safetensors and a tokenizer, or a Hub id."""
     revision: str | None = None
     """Hub branch, tag or commit."""
+    allow_pickle: bool = False
+    """Also read weights from *.bin, a pickle, where there are no safetensors. docs/security.md says what that risks."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with this model, with all rights of this user, on every rank that reads it."""
     dtype: str = "auto"
     """auto | bf16 | fp32. Keep RefM1 at the policy's dtype, or the first margins are biased."""
     attention: str = "sdpa"
@@ -119,6 +127,9 @@ class TopologyConfig:
     """Steps that the references may be ahead of the policy, >= 0. Only for placement served."""
     share_gpus: bool = False
     """Allow ranks of different roles on one GPU (more processes than GPUs on a node)."""
+    interface: str | None = None
+    """Network interface, by name (eth0) or address, on which the run's own servers listen. null: the one that leads to
+    MASTER_ADDR."""
     timeout_seconds: float = 600.0
     """A process that gives no sign of life for this long ends the run, > 0 seconds."""
     deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
@@ -269,6 +280,8 @@ class OptimizationConfig:
     """Fraction of all steps over which the learning rate rises from 0, 0 to 1."""
     max_grad_norm: float = 1.0
     """Clip the global gradient norm to this, > 0; inf never clips."""
+    max_skipped_steps: int = 0
+    """Steps with a number that is not finite which the whole run may leave out, >= 0. 0: stop at the first one."""
     seed: int = 0
     """Seed of the data order, >= 0."""
 
@@ -289,6 +302,7 @@ class OptimizationConfig:
         require_choice("train.scheduler", self.scheduler, ("linear", "cosine", "constant"))
         require(0 <= self.warmup_ratio <= 1, "train.warmup_ratio", self.warmup_ratio, "0 to 1")
         require(self.max_grad_norm > 0, "train.max_grad_norm", self.max_grad_norm, "> 0")
+        require(self.max_skipped_steps >= 0, "train.max_skipped_steps", self.max_skipped_steps, ">= 0 steps")
         require(self.seed >= 0, "train.seed", self.seed, ">= 0")
 
 

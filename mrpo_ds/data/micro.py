@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,8 @@ class PolicyBatch:
     """[B] scored tokens of the prompts, or None if they are not scored."""
     draws: Tensor
     """[B] see ResponseLogps."""
+    alone: Callable[[int], MicroBatch]
+    """The forward of one prompt of the global batch by itself."""
 
     def logps(self, micro: MicroBatch, rows: Tensor, reference: Tensor, reference_lengths: Tensor) -> ResponseLogps:
         """The record a loss takes, for one micro-batch: rows [N] log-probs, reference [K, B, R]."""
@@ -119,6 +121,7 @@ class PolicyBatcher:
             padding=1 - tokens / places,
             prompt_lengths=torch.tensor(prompt_lengths, device=self.device) if self.needs.prompt else None,
             draws=torch.tensor([self._draw(batch, index) for index in batch.ids], device=self.device),
+            alone=lambda prompt: self._micro(sequences, [prompt], True),
         )
 
     def _sequences(self, rows: list[Encoded]) -> "list[_Numbered]":

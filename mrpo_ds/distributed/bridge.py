@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mrpo_ds.distributed.trust import TOKEN, is_proof, prove
 from mrpo_ds.distributed.worlds import World
 from mrpo_ds.errors import ReferenceError
 
@@ -40,11 +41,14 @@ class Bridge:
     """A leader's end of the bridge. Every leader must send or receive once per message, in one order."""
 
     def __init__(self, world: World) -> None:
-        """Meet the other leaders, however long they load. Raises BrokenBridge when global rank 0 is gone."""
+        """Meet the other leaders, however long they load.
+
+        Raises BrokenBridge when global rank 0 is gone, ReferenceError when one does not have the run's token.
+        """
         roles = world.topology.roles
         self._names = [role.name for role in roles]
         store = dist.PrefixStore("bridge", world.rendezvous.connect())
-        _meet(store, self._names, world.role.name)
+        _meet(store, self._names, world)
         try:
             self._group = dist.ProcessGroupGloo(store, self._names.index(world.role.name), len(roles), WITHOUT_LIMIT)
         except RuntimeError as error:
@@ -101,10 +105,17 @@ _Posted = tuple[dist.Work, list[Tensor]]
 """An all-gather under way, and the tensors that it fills, one per leader."""
 
 
-def _meet(store: dist.Store, names: list[str], own: str) -> None:
-    """Wait for all leaders."""
+def _meet(store: dist.Store, names: list[str], world: World) -> None:
+    """Wait for all leaders, and see that they are of this run."""
+    known, own = world.rendezvous, world.role.name
     try:
-        store.set(f"here/{own}", "")
+        store.set(f"here/{own}", prove(known.token, "bridge", known.nonce, own))
         store.wait([f"here/{name}" for name in names], WITHOUT_LIMIT)
     except RuntimeError as error:
         raise BrokenBridge("the store that global rank 0 keeps is gone") from error
+    for name in names:
+        if not is_proof(store.get(f"here/{name}").decode(errors="replace"), known.token, "bridge", known.nonce, name):
+            raise ReferenceError(
+                f"who came to the bridge as {name} does not have this run's token: another program writes to the run's "
+                f"store at {known.launch.master_addr}:{known.launch.master_port}. Set {TOKEN}, and close that network."
+            )

@@ -6,7 +6,6 @@ the step, with a checkpoint; the verdict falls when it has. What befalls a polic
 
 import contextlib
 import os
-import secrets
 import selectors
 import socket
 import time
@@ -15,6 +14,7 @@ from dataclasses import asdict, replace
 
 from mrpo_ds.distributed.orders import Orders
 from mrpo_ds.distributed.topology import Topology
+from mrpo_ds.distributed.trust import is_proof
 from mrpo_ds.distributed.verdict import (
     Peer,
     Verdict,
@@ -28,7 +28,7 @@ from mrpo_ds.distributed.verdict import (
 )
 from mrpo_ds.distributed.watch import FAREWELL_SECONDS, GRACE_SECONDS, KEY, Limits
 from mrpo_ds.distributed.wire import Line, listen
-from mrpo_ds.distributed.worlds import Rendezvous, own_address
+from mrpo_ds.distributed.worlds import Rendezvous
 from mrpo_ds.errors import RUN_AGAIN
 
 
@@ -59,12 +59,11 @@ class Judge:
         """Reference ranks that are gone or in trouble, while the policy saves what it has."""
         self._order = ""
         """What the others have been told of an order."""
-        self._token = secrets.token_hex(8)  # whoever else finds the port is not of this run
-        self._server = listen()
+        self._rendezvous = rendezvous
+        self._server = listen(rendezvous.interface.address)
         self._server.setblocking(False)
         selector.register(self._server, selectors.EVENT_READ)
-        address = f"{own_address(rendezvous.launch)} {self._server.getsockname()[1]} {self._token}"
-        rendezvous.store.set(KEY, address)
+        rendezvous.store.set(KEY, f"{rendezvous.interface.public} {self._server.getsockname()[1]}")
 
     def hear(self, key: selectors.SelectorKey, now: float) -> None:
         """See Watch."""
@@ -164,7 +163,9 @@ class Judge:
         self._selector.unregister(line.socket)
         hello = words[0] if words else {}
         rank = hello.get("rank")
-        if hello.get("token") != self._token or rank not in self._peers or rank in self._lines:
+        known = self._rendezvous  # whoever else finds the port is not of this run
+        of_this_run = is_proof(hello.get("proof"), known.token, "heartbeat", known.nonce, rank)
+        if not of_this_run or rank not in self._peers or rank in self._lines:
             line.close()
             return
         self._lines[rank] = line

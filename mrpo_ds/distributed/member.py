@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, replace
 
 from mrpo_ds.distributed.topology import Topology
+from mrpo_ds.distributed.trust import prove
 from mrpo_ds.distributed.verdict import Peer, Verdict, Word, judge_death, judge_silence, judge_trouble
 from mrpo_ds.distributed.watch import KEY, VERDICT_SECONDS, Limits
 from mrpo_ds.distributed.wire import Line
@@ -87,12 +88,13 @@ class Member:
 def _connect(rendezvous: Rendezvous) -> Line:
     launch = rendezvous.launch
     try:
-        address, port, token = rendezvous.store.get(KEY).decode().split()
+        address, port = rendezvous.store.get(KEY).decode().split()
         line = Line(socket.create_connection((address, int(port)), rendezvous.timeout_seconds))
     except (RuntimeError, OSError) as error:
         raise ConfigError(
             f"rank {launch.rank} cannot reach the heartbeat of global rank 0 ({str(error).splitlines()[0]}). "
             "All hosts must reach each other on every port above 1024."
         ) from error
-    line.send({"rank": launch.rank, "token": token})  # a new connection takes that much at once
+    proof = prove(rendezvous.token, "heartbeat", rendezvous.nonce, launch.rank)
+    line.send({"rank": launch.rank, "proof": proof})  # a new connection takes that much at once
     return line

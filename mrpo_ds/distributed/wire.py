@@ -61,8 +61,8 @@ class Line:
         self.socket.close()
 
 
-def listen() -> socket.socket:
-    """A server on a port that the system chooses, on every interface."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", 0), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True)
-    return socket.create_server(("", 0), backlog=4096)
+def listen(address: str) -> socket.socket:
+    """A server on one address of this host, on a port that the system chooses."""
+    return socket.create_server(
+        (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET, backlog=4096
+    )

@@ -9,6 +9,7 @@ addresses over one TCPStore, rewrites its launcher variables to its role's, and 
 # mypy: disable-error-code="attr-defined,name-defined"
 
 import os
+import secrets
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,8 +17,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from mrpo_ds.distributed.interface import Interface, choose_interface
 from mrpo_ds.distributed.launch import Launch
 from mrpo_ds.distributed.topology import Role, Topology
+from mrpo_ds.distributed.trust import TOKEN, is_proof, prove, token_from
 from mrpo_ds.errors import ConfigError
 
 WITHOUT_LIMIT = timedelta(days=30)
@@ -30,13 +33,19 @@ class Rendezvous:
 
     launch: Launch
     timeout_seconds: float
+    interface: Interface
+    """Where this process's servers listen."""
     store: dist.Store
     server: dist.Store | None
     """Held by global rank 0, which hosts the store: it closes when this object goes."""
+    token: str
+    """The run's; see trust.py."""
+    nonce: str
+    """A number of this run that every proof is about, so that one of another run proves nothing."""
 
     def connect(self) -> dist.Store:
         """A second connection: a store client serves one call at a time, so each thread needs its own."""
-        return _prefixed(self.launch, _client(self.launch, self.timeout_seconds))
+        return _prefixed(self.launch, _client(self.launch, self.timeout_seconds), self.token)
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,19 @@ class World:
         return self.global_rank == 0
 
 
-def open_rendezvous(launch: Launch, timeout_seconds: float) -> Rendezvous:
-    """Open the shared store. Raises ConfigError when the port is taken or global rank 0 cannot be reached."""
+def open_rendezvous(launch: Launch, timeout_seconds: float, interface: str | None = None) -> Rendezvous:
+    """Open the shared store, and see that global rank 0 has this process's token. interface: topology.interface.
+
+    Raises ConfigError when the port is taken, global rank 0 cannot be reached, or the tokens differ.
+    """
+    token = token_from(os.environ)
+    listens = choose_interface(launch, interface)
     server = None
     if launch.store_prefix is None and launch.rank == 0:
-        server = _host(launch, timeout_seconds)
-    store = _prefixed(launch, _client(launch, timeout_seconds))
-    return Rendezvous(launch, timeout_seconds, store, server)
+        server = _host(launch, timeout_seconds, listens.address)
+    client = _client(launch, timeout_seconds)
+    token, nonce = _greet(launch, dist.PrefixStore(_base(launch), client), token)
+    return Rendezvous(launch, timeout_seconds, listens, _prefixed(launch, client, token), server, token, nonce)
 
 
 def split(topology: Topology, rendezvous: Rendezvous, share_gpus: bool) -> World:
@@ -85,9 +100,9 @@ def split(topology: Topology, rendezvous: Rendezvous, share_gpus: bool) -> World
 
     key = f"role/{role.name}"
     if rank == 0:
-        address = own_address(launch)
+        address = rendezvous.interface.public
         # Port 0: the system chooses, so no other job can have it and no one can take it in between.
-        role_store = dist.TCPStore(address, 0, role.size, is_master=True, timeout=WITHOUT_LIMIT, wait_for_workers=False)
+        role_store = _serve(rendezvous.interface.address, 0, role.size, WITHOUT_LIMIT)
         rendezvous.store.set(key, f"{address} {role_store.port}")
     else:
         address, port_text = rendezvous.store.get(key).decode().split()
@@ -101,6 +116,7 @@ def split(topology: Topology, rendezvous: Rendezvous, share_gpus: bool) -> World
         MASTER_ADDR=address,
         MASTER_PORT=str(role_store.port),  # DeepSpeed names its shared memory after it: must differ between roles
     )
+    _keep_to(rendezvous.interface)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=role_store, rank=rank, world_size=role.size, timeout=WITHOUT_LIMIT)
     return World(topology, role, launch.rank, rank, role.size, device, rendezvous)
@@ -111,16 +127,6 @@ def leave() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-def own_address(launch: Launch) -> str:
-    """This host's address on the network that leads to global rank 0, where the other ranks can reach it."""
-    _, _, _, _, main = socket.getaddrinfo(launch.master_addr, launch.master_port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(socket.AF_INET6 if ":" in str(main[0]) else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(main)  # UDP: chooses an interface, sends nothing
-        own = str(probe.getsockname()[0])
-    # On global rank 0's own host the way may be the loopback, which leads nowhere from elsewhere; its name does.
-    return launch.master_addr if own == main[0] or own.startswith("127.") else own
 
 
 def pick_device(local_rank: int, share_gpus: bool) -> torch.device:
@@ -138,20 +144,65 @@ def pick_device(local_rank: int, share_gpus: bool) -> torch.device:
     return device
 
 
-def _host(launch: Launch, timeout_seconds: float) -> dist.Store:
+def _host(launch: Launch, timeout_seconds: float, address: str) -> dist.Store:
     try:
-        return dist.TCPStore(
-            launch.master_addr,
-            launch.master_port,
-            is_master=True,
-            timeout=timedelta(seconds=timeout_seconds),
-            wait_for_workers=False,
-        )
-    except (RuntimeError, ValueError) as error:
+        return _serve(address, launch.master_port, None, timedelta(seconds=timeout_seconds))
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot listen on {launch.master_addr}:{launch.master_port} ({str(error).splitlines()[0]}). Another job "
             "may have the port: choose one with the launcher's --master_port (or MASTER_PORT)."
         ) from error
+
+
+def _serve(address: str, port: int, size: int | None, timeout: timedelta) -> dist.Store:
+    """A store on one address of this host; by itself TCPStore listens on all of them. Port 0: any free one."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    server = socket.create_server((address, port), family=family, backlog=4096)
+    port = server.getsockname()[1]
+    return dist.TCPStore(
+        address,
+        port,
+        size,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=server.detach(),  # the store closes it
+    )
+
+
+def _keep_to(interface: Interface) -> None:
+    """Let gloo and NCCL listen on the interface too, unless the user has told them where."""
+    if interface.name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface.name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface.name}")  # exactly that name
+
+
+def _greet(launch: Launch, store: dist.Store, token: str | None) -> tuple[str, str]:
+    """Global rank 0 says the run's nonce and proves that it has the token, or says a token when nobody was given one.
+
+    Returns token and nonce. Raises ConfigError when this process and global rank 0 were given different ones.
+    """
+    if launch.rank == 0:
+        nonce = secrets.token_hex(16)
+        made = secrets.token_hex(16)
+        store.set("hello", f"{nonce} {prove(token, 'host', nonce)}" if token else f"{nonce} {made} made")
+        return token or made, nonce
+    try:
+        nonce, said, *was_made = store.get("hello").decode().split()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"rank {launch.rank} reached a store at {launch.master_addr}:{launch.master_port}, but global rank 0 said "
+            "nothing there. Is another program listening on that port?"
+        ) from error
+    if was_made and token is None:
+        return said, nonce
+    mend = f"Set the same {TOKEN} for every rank, or for none."
+    if token is None:
+        raise ConfigError(f"global rank 0 was given {TOKEN}, rank {launch.rank} was not. {mend}")
+    if was_made or not is_proof(said, token, "host", nonce):
+        theirs = "none" if was_made else "another one"
+        raise ConfigError(f"rank {launch.rank} was given a {TOKEN}, but global rank 0 was given {theirs}. {mend}")
+    return token, nonce
 
 
 def _client(launch: Launch, timeout_seconds: float) -> dist.Store:
@@ -162,9 +213,15 @@ def _client(launch: Launch, timeout_seconds: float) -> dist.Store:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"rank {launch.rank} cannot reach global rank 0 at {launch.master_addr}:{launch.master_port} within "
-            f"{timeout_seconds:g} s ({str(error).splitlines()[0]}). Check MASTER_ADDR, MASTER_PORT and the firewall."
+            f"{timeout_seconds:g} s ({str(error).splitlines()[0]}). Check MASTER_ADDR, MASTER_PORT and the firewall; "
+            "global rank 0 listens on the address that MASTER_ADDR has on its own host, or on topology.interface."
         ) from error
 
 
-def _prefixed(launch: Launch, store: dist.Store) -> dist.Store:
-    return dist.PrefixStore(launch.store_prefix or "mrpo_ds", store)
+def _base(launch: Launch) -> str:
+    return launch.store_prefix or "mrpo_ds"
+
+
+def _prefixed(launch: Launch, store: dist.Store, token: str) -> dist.Store:
+    """The run's keys: under a name that one without the token does not know."""
+    return dist.PrefixStore(f"{_base(launch)}/{prove(token, 'keys')}", store)

@@ -31,8 +31,9 @@ class TrustRegionOptions:
     """Half-width of the trust region relative to |log-prob under RefM1|, >= 0. Adaptive shares it out (eps_norm)."""
     eps_norm: str = "sum"
     """Adaptive only. sum: the eps of a prompt's responses sum to eps_max, the paper's. mean: they average to it."""
-    nonfinite: str = "drop"
-    """A reference k >= 2 with a NaN or infinity. drop: drop the row. mask_ref: leave the reference out of the row."""
+    nonfinite: str = "stop"
+    """A reference with a NaN or infinity. stop: the run (train.max_skipped_steps). drop: drop the row, counted.
+    mask_ref: leave a reference k >= 2 out of the row; RefM1 drops it."""
 
     def __post_init__(self) -> None:
         named = self.weights in ("arwc", "uniform")
@@ -44,7 +45,7 @@ class TrustRegionOptions:
         require_choice("loss.ctro", self.ctro, ("adaptive", "fixed", "none"))
         require(0 <= self.eps_max < math.inf, "loss.eps_max", self.eps_max, ">= 0")
         require_choice("loss.eps_norm", self.eps_norm, ("sum", "mean"))
-        require_choice("loss.nonfinite", self.nonfinite, ("drop", "mask_ref"))
+        require_choice("loss.nonfinite", self.nonfinite, ("stop", "drop", "mask_ref"))
 
     @property
     def exactly(self) -> tuple[int, str] | None:
@@ -57,6 +58,11 @@ class TrustRegionOptions:
     def masks_references(self) -> bool:
         """For safe_rows."""
         return self.nonfinite == "mask_ref"
+
+    @property
+    def drops_nonfinite(self) -> bool:
+        """For Needs."""
+        return self.nonfinite != "stop"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ class Config(VirtualReferenceOptions):
 
 def needs(config: Config) -> Needs:
     """Ranked lists or pairs, and any number of references."""
-    return Needs(views=("ranked", "pair"), references=1, exactly=config.exactly)
+    return Needs(views=("ranked", "pair"), references=1, exactly=config.exactly, drops_nonfinite=config.drops_nonfinite)
 
 
 def loss(logps: ResponseLogps, config: Config) -> LossOutput:

@@ -69,7 +69,13 @@ def needs(config: Config) -> Needs:
     draws = (config.variant, config.negative) == ("pair_single", "random")
     draws |= (config.variant, config.combinations) == ("pair_mcs", "one")
     exactly = config.exactly if anchored else None
-    return Needs(views=("ranked", "pair"), references=int(anchored), exactly=exactly, draws=draws)
+    return Needs(
+        views=("ranked", "pair"),
+        references=int(anchored),
+        exactly=exactly,
+        draws=draws,
+        drops_nonfinite=config.drops_nonfinite,
+    )
 
 
 def loss(logps: ResponseLogps, config: Config) -> LossOutput:

@@ -32,7 +32,7 @@ class Config(VirtualReferenceOptions):
 
 def needs(config: Config) -> Needs:
     """Pairs and any number of references; with one it is DPO."""
-    return Needs(views=("pair",), references=1, exactly=config.exactly)
+    return Needs(views=("pair",), references=1, exactly=config.exactly, drops_nonfinite=config.drops_nonfinite)
 
 
 def loss(logps: ResponseLogps, config: Config) -> LossOutput:

@@ -10,6 +10,7 @@ from torch import Tensor
 from mrpo_ds.data.batching import Layout
 from mrpo_ds.data.encodings import SplitEncodings
 from mrpo_ds.data.plan import Batch
+from mrpo_ds.data.rendering import Encoded
 from mrpo_ds.distributed.collectives import sum_over_ranks
 from mrpo_ds.types import SequenceBatch
 
@@ -50,13 +51,21 @@ class ReferenceScorer:
         groups = self.layout.group([[len(one.ids)] for one in sequences], self.batch_tokens, None, self.size)
         for group in groups[self.rank :: self.size]:
             # Sharded parameters are gathered in step, so a rank without work computes something and throws it away.
-            forward = self.layout.collate([sequences[index] for index in group or [0]])
-            logps = self.forward(forward.to(self.device))
+            logps = self._forward([sequences[index] for index in group or [0]])
             if group:
                 b, r = (torch.tensor(index) for index in zip(*(cells[index] for index in group), strict=True))
-                results[0, b, r] = logps.float()
+                results[0, b, r] = logps
                 scored = [float(sequences[index].num_scored) for index in group]
                 results[1, b, r] = torch.tensor(scored, device=self.device)
         results = sum_over_ranks(results)
+        if not results.isfinite().all():
+            for cell, sequence in zip(cells, sequences, strict=True):
+                # A NaN spreads over its row of a forward (0 * NaN is NaN): alone, its innocent neighbours are finite.
+                if not results[0][cell].isfinite():
+                    results[0][cell] = self._forward([sequence])[0]
         tokens = sum(len(sequence.ids) for sequence in sequences)
         return Scored(results[0], results[1], time.perf_counter() - started, tokens)
+
+    def _forward(self, sequences: list[Encoded]) -> Tensor:
+        """[N] log-probs of N sequences in one forward, float32."""
+        return self.forward(self.layout.collate(sequences).to(self.device)).float()

@@ -366,10 +366,10 @@ def meet_strangers(topology: Topology, launch: Launch) -> None:
     """Whoever connects to the port without the run's token is not heard."""
     heartbeat = enter(topology, launch, 60)
     if launch.rank == 2:
-        address, port, _ = open_rendezvous(launch, 30).store.get("heartbeat").decode().split()
+        address, port = open_rendezvous(launch, 30).store.get("heartbeat").decode().split()
         strangers = (
             b"GET / HTTP/1.1\r\n\r\n",
-            b'{"rank": 1, "token": "guess"}\n{}\n',
+            b'{"rank": 1, "proof": "guess"}\n{}\n',
             b"[1]\n",
             b"\xff" * 100_000,
             b"",

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from mrpo_ds.distributed.interface import choose_interface
 from mrpo_ds.distributed.launch import Launch
-from mrpo_ds.distributed.worlds import open_rendezvous, own_address
+from mrpo_ds.distributed.worlds import open_rendezvous
 from mrpo_ds.errors import ConfigError
 from tests.distributed.harness import make_topology, run_ranks
 from tests.distributed.looking import look_around
@@ -101,9 +102,11 @@ def test_an_absent_rank_0_is_named() -> None:
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", socket.gethostname()])
 def test_the_main_host_is_published_by_the_name_that_others_use(name: str) -> None:
     # On Debian a host's own name leads to 127.0.1.1, which is no address to give to other hosts.
-    assert own_address(Launch(0, 2, 0, name, 29500, None)) == name
+    assert choose_interface(Launch(0, 2, 0, name, 29500, None), None).public == name
 
 
 def test_another_host_publishes_the_interface_that_leads_to_rank_0() -> None:
-    address = own_address(Launch(1, 2, 0, "192.0.2.1", 29500, None))  # a documentation address: no host has it
-    assert not address.startswith("127.") and address != "192.0.2.1"
+    launch = Launch(1, 2, 0, "198.51.100.1", 29500, None)  # a documentation address: no host has it
+    chosen = choose_interface(launch, None)
+    assert chosen.address == chosen.public and not chosen.address.startswith("127.")
+    assert chosen.address != launch.master_addr and chosen.name is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Runs
+from tests.conftest import Runs
 from tests.support import base_config, command_environment, mrpo_ds, need, read_metrics, without_clock, write_config
 
 

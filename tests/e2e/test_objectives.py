@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mrpo_ds.registry import names
-from tests.e2e.conftest import Run, Runs
+from tests.conftest import Run, Runs
 from tests.support import ROOT, base_config, without_clock, write_jsonl
 
 Settings = dict[str, Any]

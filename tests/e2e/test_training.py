@@ -121,7 +121,7 @@ def test_mrpo_with_one_reference_is_dpo_under_any_option():
         "weights": ["arwc", "uniform", [1.0]],
         "ctro": ["adaptive", "fixed", "none"],
         "eps_norm": ["sum", "mean"],
-        "nonfinite": ["drop", "mask_ref"],
+        "nonfinite": ["stop", "drop", "mask_ref"],
     }
     for values in product(*choices.values()):
         options = dict(zip(choices, values, strict=True))
@@ -371,7 +371,7 @@ def damaged_copy(source, target):
 def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_rows(stopped):
     """Weights of 1e12 after step 1: the attention scores of step 2 overflow, and its loss with them."""
     run = stopped("loss", code=1)
-    message = r"the loss of step 2 is not finite; the weights were not updated\. Rows: \S+ \(\S+ row \d+\): loss nan"
+    message = r"the policy's log-probs of \S+ \(\S+ row \d+\) \(8 such rows\) are not finite at step 2; the w"
     assert re.search(message, run.process.stderr), run.process.stderr[-3000:]
     assert "Traceback" not in run.process.stderr
     assert [row["step"] for row in run.metrics] == [1]
@@ -382,6 +382,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_although_the_loss_is(stoppe
     """Weights of 1e30 are normalised away in the forward and overflow in the backward. DeepSpeed skips such steps."""
     run = stopped("gradient", code=1)
     assert "the gradient of step 2 is not finite, though its loss is" in run.process.stderr, run.process.stderr[-3000:]
+    record = json.loads((run.directory / "failures" / "step-00000002.json").read_text())
+    assert (record["not_finite"], record["grad_norm"], len(record["rows"])) == ("gradient", "inf", 8)
     assert "Traceback" not in run.process.stderr
     assert [row["step"] for row in run.metrics] == [1] and math.isfinite(run.metrics[0]["grad_norm"])
 

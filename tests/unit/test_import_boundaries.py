@@ -43,12 +43,13 @@ MAY_IMPORT = {
     "metrics": "errors types ops data distributed",
     "objective": "types ops losses config.schema data distributed reference",
     "evaluation": "engine metrics objective",
+    "failures": "errors types distributed data metrics objective",
     "material": "errors types losses config config.schema data models console",
     "report": "errors config.schema data console material",
     "check": "errors config config.schema data distributed.topology material models checkpoint console report",
     "budget": "",
     "train": "errors types config.schema learning_rate memory budget data distributed console tracking reference "
-    "engine checkpoint metrics objective evaluation",
+    "engine checkpoint metrics objective evaluation failures",
     "roles": "errors types config config.schema memory data distributed console tracking reference models export "
     "preflight engine checkpoint metrics objective material budget train",
     "session": "console",
@@ -78,7 +79,7 @@ ONLY_IN = {
     "pyarrow": "data",
     "jinja2": "data",
     "torch": "accelerator memory material types ops losses data distributed reference models export preflight shards "
-    "engine checkpoint metrics objective evaluation check train roles demo",
+    "engine checkpoint metrics objective evaluation failures check train roles demo",
 }
 
 

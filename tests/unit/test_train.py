@@ -1,15 +1,18 @@
 """One optimizer step with an engine of plain torch: the denominator is exact, and nothing moves after a bad number."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from mrpo_ds.config.load import load_config
+from mrpo_ds.config.schema import LossConfig
 from mrpo_ds.data.batching import Layout
 from mrpo_ds.data.micro import PolicyBatcher
 from mrpo_ds.data.plan import Batch
 from mrpo_ds.errors import NonFiniteError
+from mrpo_ds.losses import load
 from mrpo_ds.material import prepare
 from mrpo_ds.models import load_scorer, score
 from mrpo_ds.objective import Objective, ScoredBatch
@@ -54,6 +57,10 @@ class PlainEngine:
         true = torch.nn.utils.get_total_norm([parameter.grad for parameter in self.scorer.model.parameters()])
         return float(true) if self.grad_norm is None else self.grad_norm
 
+    def clear(self):
+        for parameter in self.scorer.model.parameters():
+            parameter.grad = None
+
     def gradient(self):
         return torch.cat([parameter.grad.flatten() for parameter in self.scorer.model.parameters()])
 
@@ -61,7 +68,9 @@ class PlainEngine:
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
     root = tmp_path_factory.mktemp("train")
-    return prepare(load_config(str(write_config(root / "config.yaml", base_config(root)))))
+    config = base_config(root)
+    config["loss"]["nonfinite"] = "drop"
+    return prepare(load_config(str(write_config(root / "config.yaml", config))))
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +150,44 @@ def test_a_policy_that_is_not_finite_stops_before_the_update(material, objective
     engine = PlainEngine(material.config)
     with torch.no_grad():
         engine.scorer.model.model.norm.weight[0] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"the loss of step 3 is not finite.*train:1 .*train\.jsonl row 1"):
+    message = r"the policy's log-probs of train:1 \(\S*train\.jsonl row 1\) \(7 such rows\) are not finite at step 3"
+    with pytest.raises(NonFiniteError, match=message) as caught:
         train_step(engine, objective, ScoredBatch(batch_of(material), answer_of()), UPDATE)
-    assert engine.steps == []
+    assert engine.steps == [] and all(parameter.grad is None for parameter in engine.scorer.parameters())
+    record = caught.value.record
+    assert (record["step"], record["not_finite"], record["loss"], record["num_rows"]) == (3, "policy", "nan", 7)
+    assert [row["policy_logps"] for row in record["rows"]] == [["nan", "nan"]] * 7
 
 
 def test_a_gradient_that_is_not_finite_is_not_passed_over(material, objective):
     engine = PlainEngine(material.config)
     engine.grad_norm = float("inf")
-    with pytest.raises(NonFiniteError, match="the gradient of step 3 is not finite"):
+    with pytest.raises(
+        NonFiniteError, match=r"the gradient of step 3 is not finite, though its loss is 6\.\d+"
+    ) as caught:
         train_step(engine, objective, ScoredBatch(batch_of(material), answer_of()), UPDATE)
+    record = caught.value.record
+    assert (record["not_finite"], record["grad_norm"], len(record["rows"])) == ("gradient", "inf", 7)
+    assert record["rows"][1]["source"].endswith("train.jsonl row 2")
+
+
+@pytest.mark.parametrize("options", [{}, {"nonfinite": "mask_ref"}, {"nonfinite": "drop"}], ids=str)
+def test_a_reference_that_is_not_finite_ends_the_step_unless_the_loss_may_drop_it(material, options):
+    """Even when nothing else would show it: the loss over the rows that are left is finite."""
+    settings = load("mrpo")[0](**options)
+    objective = Objective.from_config(replace(material.config, loss=LossConfig(name="mrpo", options=settings)))
+    engine = PlainEngine(material.config)
+    scored = ScoredBatch(batch_of(material), answer_of(invalid=(2, 5)))
+    if options:
+        metrics = train_step(engine, objective, scored, UPDATE)
+        assert metrics["dropped"] == (2 if options["nonfinite"] == "drop" else 0) and len(engine.steps) == 1
+        return
+    message = r"the log-probs of reference ref2 of train:3 \(\S+ row 3\) \(2 such rows\) are not finite at step 3"
+    with pytest.raises(NonFiniteError, match=message) as caught:
+        train_step(engine, objective, scored, UPDATE)
+    assert engine.steps == []
+    first, second = caught.value.record["rows"]
+    assert first["not_finite"] == second["not_finite"] == "reference ref2"
+    assert first["references"]["ref2"]["logps"][0] == "nan" and first["references"]["ref1"]["lengths"] == [9.0, 9.0]
+    assert all(math.isfinite(value) for value in first["policy_logps"] + first["references"]["ref1"]["logps"])
+    assert math.isfinite(caught.value.metrics["loss"]) and math.isnan(caught.value.metrics["grad_norm"])

@@ -14,7 +14,7 @@ LOSSES = names("mrpo_ds.losses")
 RESPONSES = {"pair": 2, "triple": 3, "ranked": 4, "best": 1, "unpaired": 1, "point": 1}
 """Columns of a batch by view of the data."""
 
-ONE = {"weights": "uniform", "ctro": "fixed", "virtual_ref": "geometric"}
+ONE = {"weights": "uniform", "ctro": "fixed", "virtual_ref": "geometric", "nonfinite": "drop"}
 TWO = {"weights": [0.7, 0.2, 0.1], "ctro": "none", "virtual_ref": "arithmetic", "nonfinite": "mask_ref"}
 SWAPPED = {"weights": "arwc", "arwc_assignment": "code_swapped", "eps_norm": "mean"}
 BASELINE = [{}, ONE, TWO, SWAPPED, {"weights": "arwc"}]
