@@ -35,9 +35,7 @@ def check_run(config: Config, resume: str = "none", show_example: bool = False, 
         check_page_path(page)
     read_ds_config(config.deepspeed)
     check_output_dir(Path(config.output_dir), resume)
-    for _, model in _models(config):
-        check_path(model)  # all of them before transformers is imported for the first
-    model_configs = {name: load_model_config(model) for name, model in _models(config)}
+    model_configs = check_models(config)
     material = prepare(config)
     log_data_report(material, show_example)
     if page is not None:
@@ -46,6 +44,13 @@ def check_run(config: Config, resume: str = "none", show_example: bool = False, 
     check_fits(material, {name: _most_tokens(model_config) for name, model_config in model_configs.items()})
     _report_run(config, material, model_configs)
     return material
+
+
+def check_models(config: Config) -> dict[str, Any]:
+    """The transformers config of every model, by name. Raises ConfigError for a path without a usable one."""
+    for _, model in _models(config):
+        check_path(model)  # all of them before transformers is imported for the first
+    return {name: load_model_config(model) for name, model in _models(config)}
 
 
 def check_output_dir(run_dir: Path, resume: str) -> None:
@@ -101,8 +106,8 @@ def _sharding_ranks(config: Config, name: str) -> int:
     reference = next(one for one in config.references if one.name == name)
     if reference.sharding == "none":
         return 1
-    colocated = config.topology.placement == "colocated"
-    return config.topology.policy if colocated else config.topology.references.get(name, 1)
+    served = config.topology.placement == "served"
+    return config.topology.references.get(name, 1) if served else config.topology.policy
 
 
 def num_parameters(model_config: Any) -> int:

@@ -32,12 +32,13 @@ MAY_IMPORT = {
     "console": "",
     "tracking": "errors config.schema console plots",
     "plots": "errors tracking",
-    "reference": "errors types data distributed",
-    "models": "errors types ops config.schema",
+    "manifest": "",
+    "reference": "errors types data distributed console manifest",
+    "models": "errors types ops config.schema manifest",
+    "stores": "config.schema data models reference",
     "export": "errors",
     "preflight": "errors types data models",
     "engine": "errors types config config.schema models",
-    "manifest": "",
     "checkpoint": "errors manifest distributed console engine",
     "metrics": "errors types ops data distributed",
     "objective": "types ops losses config.schema data distributed reference",
@@ -47,11 +48,11 @@ MAY_IMPORT = {
     "check": "errors config config.schema data distributed.topology material models checkpoint console report",
     "train": "errors types config.schema learning_rate memory data distributed console tracking reference engine "
     "checkpoint metrics objective evaluation",
-    "roles": "errors types config config.schema memory data distributed console tracking reference models export "
-    "preflight engine checkpoint metrics objective material train",
+    "roles": "errors types config config.schema memory data distributed console tracking reference models stores "
+    "export preflight engine checkpoint metrics objective material train",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles",
     "demo": "errors accelerator console",
-    "cli": "errors accelerator config console check run",
+    "cli": "errors accelerator config console reference stores check run",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -69,13 +70,13 @@ ONLY_IN = {
     "yaml": "config",
     "psutil": "run",
     "tokenizers": "data",
-    "transformers": "data models check export demo",
+    "transformers": "data models stores check export demo",
     "safetensors": "export",
     "datasets": "data",
-    "pyarrow": "data",
+    "pyarrow": "data reference",
     "jinja2": "data",
-    "torch": "accelerator memory material types ops losses data distributed reference models export preflight engine "
-    "metrics "
+    "torch": "accelerator memory material types ops losses data distributed reference models stores export preflight "
+    "engine metrics "
     "objective evaluation check train roles demo",
 }
 
