@@ -151,7 +151,7 @@ def _scorers(references: list[ReferenceConfig], material: Material, world: World
         for one, store in zip(references, stores, strict=True)
     ]
     if config.topology.placement == "stored" and config.topology.store_missing == "refuse":
-        refuse_missing(memories)
+        refuse_missing({memory.name: memory.survey for memory in memories})
     scorers: list[Scorer] = []
     for one, memory in zip(references, memories, strict=True):
         load = partial(_reference_scorer, one, material, world, report)

@@ -11,9 +11,11 @@ log-prob, and other ids are never found.
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,9 +33,10 @@ MERGE_ROWS = 1 << 16
 class ReferenceStore:
     """One reference's rows: found in memory, added to memory, written by flush. For one process, the leader."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read what is there; an absent folder is an empty store."""
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """Read what is there; an absent folder is an empty store. about: what about.json says, if we write first."""
         self.folder = folder
+        self._about = about
         table, self.damaged = read_folder(folder)
         self._set_table(table)
         self._recent: dict[tuple[int, int], tuple[float, int]] = {}
@@ -66,6 +69,8 @@ class ReferenceStore:
     def flush(self) -> None:
         """Write what was added since the last flush. Raises ReferenceError; the rows then wait for the next one."""
         if self._unwritten:
+            if not os.path.exists(self.folder / ABOUT):  # False too where we may not look: put then says why
+                put(self.folder / ABOUT, (json.dumps(self._about, indent=2) + "\n").encode())
             write_shard(self.folder, self._rows(self._unwritten))
             self._unwritten = []
         if len(self._recent) > MERGE_ROWS:
@@ -86,16 +91,13 @@ def folder_of(root: Path, identity: Mapping[str, str]) -> Path:
 
 
 def open_store(root: Path, identity: Mapping[str, str], first: Mapping[str, str]) -> ReferenceStore:
-    """The rows of a reference, and about.json for people. first: what to say there of the run that wrote first.
+    """The rows of a reference. first: what to say, for people, of the run that writes first.
 
-    Raises ReferenceError when the store cannot be read or written.
+    Raises ReferenceError when the store cannot be read.
     """
     folder = folder_of(root, identity)
+    said = {"format": FORMAT, **identity, "first": {**first, "when": time.strftime("%Y-%m-%d %H:%M:%S")}}
     try:
-        store = ReferenceStore(folder)
-        if not (folder / ABOUT).exists():
-            said = {"format": FORMAT, **identity, "first": {**first, "when": time.strftime("%Y-%m-%d %H:%M:%S")}}
-            put(folder / ABOUT, (json.dumps(said, indent=2) + "\n").encode())
+        return ReferenceStore(folder, said)
     except OSError as error:
         raise ReferenceError(f"the reference store {str(folder)!r} cannot be read: {error}") from error
-    return store

@@ -6,7 +6,7 @@ All three placements use it: with every row stored there is no model to load, wi
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -63,19 +63,16 @@ def look_up(name: str, store: ReferenceStore | None, encodings: SplitEncodings, 
     """
     words = []
     if store is not None:
-        for damage in store.damaged:
-            warn(f"warning: reference store: {damage}; its rows count as missing")
-        words = [json.dumps(asdict(survey_of(store, encodings, check_fraction)))]
+        words = [json.dumps(asdict(survey_of(name, store, encodings, check_fraction)))]
     said = json.loads(gather_objects(words)[0][0])
     said["sample"] = [(split, index) for split, index in said["sample"]]
-    survey = Survey(**said)
-    if store is not None:
-        log(f"reference {name}: {survey.rows - survey.missing} of {survey.rows} rows are stored in {store.folder}")
-    return Memory(name, store, encodings, survey)
+    return Memory(name, store, encodings, Survey(**said))
 
 
-def survey_of(store: ReferenceStore, encodings: SplitEncodings, check_fraction: float) -> Survey:
-    """What the store has of these rows."""
+def survey_of(name: str, store: ReferenceStore, encodings: SplitEncodings, check_fraction: float) -> Survey:
+    """What the store has of these rows, said in the log too. The arguments are those of look_up."""
+    for damage in store.damaged:
+        warn(f"warning: reference store: {damage}; its rows count as missing")
     every = round(1 / check_fraction) if check_fraction else 0
     rows = stored = 0
     sample, logps = [], []
@@ -89,16 +86,13 @@ def survey_of(store: ReferenceStore, encodings: SplitEncodings, check_fraction: 
                 sample.append((split, index))
                 logps.append(found)
             stored += 1
+    log(f"reference {name}: {stored} of {rows} rows are stored in {store.folder}")
     return Survey(rows, rows - stored, sample, logps)
 
 
-def refuse_missing(memories: Sequence[Memory]) -> None:
-    """Raise ConfigError when a row of a reference is not stored."""
-    lacking = [
-        f"{memory.survey.missing} of {memory.survey.rows} rows of {memory.name}"
-        for memory in memories
-        if memory.survey.missing
-    ]
+def refuse_missing(surveys: Mapping[str, Survey]) -> None:
+    """Raise ConfigError when a row of a reference is not stored. surveys: by the references' names."""
+    lacking = [f"{one.missing} of {one.rows} rows of {name}" for name, one in surveys.items() if one.missing]
     if lacking:
         raise ConfigError(
             f"topology.placement is 'stored', but the store lacks {', '.join(lacking)}. Fill it with "

@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "evaluation": "engine metrics objective",
     "material": "errors types losses config config.schema data models console",
     "report": "errors config.schema data console material",
-    "check": "errors config config.schema data distributed.topology material models checkpoint console report",
+    "check": "errors config config.schema data distributed.topology reference material models stores "
+    "checkpoint console report",
     "train": "errors types config.schema learning_rate memory data distributed console tracking reference engine "
     "checkpoint metrics objective evaluation",
     "roles": "errors types config config.schema memory data distributed console tracking reference models stores "
