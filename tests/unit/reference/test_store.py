@@ -19,20 +19,12 @@ from mrpo_ds.errors import ReferenceError
 from mrpo_ds.reference import store as store_module
 from mrpo_ds.reference.shards import Rows, abandoned, key_of, read_folder, read_shard, shards_of, write_shard
 from mrpo_ds.reference.store import ReferenceStore, folder_of, open_store
+from tests.store_writers import IDENTITY, prune_often, sequence, value, write_many
 from tests.support import unprivileged
 
 # A server that has imported torch once and forks a process in 0.1 s, without threads of pytest's.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["mrpo_ds.reference.store"])
-IDENTITY = {"weights": "SHA-256 12", "dtype": "float32"}
-
-
-def sequence(number: int) -> Encoded:
-    return Encoded([1, 2, 3, number, number // 7], prompt_length=2)
-
-
-def value(number: int) -> float:
-    return -1.0 - number / 64  # a float32
+processes.set_forkserver_preload(["tests.store_writers"])
 
 
 def filled(root: Path, *numbers: int) -> ReferenceStore:
@@ -195,21 +187,6 @@ def test_a_store_that_cannot_be_written_keeps_its_rows_for_the_next_try(tmp_path
 
 
 # ---- many processes --------------------------------------------------------------------------------------------------
-
-
-def write_many(root: str, first: int, count: int) -> None:
-    """One shard for each row, from its own row on; neighbours overlap."""
-    store = open_store(Path(root), IDENTITY, {})
-    for number in range(first, first + count):
-        store.add([sequence(number)], [value(number)])
-        store.flush()
-
-
-def prune_often(root: str, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if any(Path(root).glob("*/about.json")):
-            main(["store", "prune", "--dir", root])
 
 
 def test_many_writers_at_once_while_others_read_and_prune(tmp_path):
