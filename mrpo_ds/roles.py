@@ -31,7 +31,7 @@ from mrpo_ds.reference.client import ReferenceClient
 from mrpo_ds.reference.colocated import ColocatedReferences
 from mrpo_ds.reference.scoring import ReferenceScorer, Scorer
 from mrpo_ds.reference.served import ServedReferences, serve
-from mrpo_ds.reference.stored import look_up, refuse_missing, remember
+from mrpo_ds.reference.stored import StoredScorer, look_up, refuse_missing, remember
 from mrpo_ds.stores import TOLERANCE_NATS, store_of, uses_store
 from mrpo_ds.tracking import Tracker, read_jsonl
 from mrpo_ds.train import PolicyRun, Report, asked_of_references, describe_preferences
@@ -100,7 +100,7 @@ def run_score(material: Material, world: World, report: Report) -> None:
     """The score command on one of its ranks: every reference in turn scores what the store lacks of every split."""
     config = material.config
     for reference in config.references:
-        (scorer,) = _scorers([reference], material, world, report)
+        (scorer,) = _stored_scorers([reference], material, world, report)
         encodings = material.speakers[reference.name].encodings
         with closing(scorer), progress(sum(map(len, encodings.values())), f"scoring {reference.name}", "row") as bar:
             for split, rows in sorted(encodings.items()):
@@ -108,6 +108,7 @@ def run_score(material: Material, world: World, report: Report) -> None:
                     report(f"score {split}", batch.step + 1)
                     scorer.score(batch)
                     bar.update(len(batch.ids))
+        scorer.check_kept()
 
 
 def _policy_engine(material: Material, world: World, report: Report) -> tuple[DeepSpeedEngine, Layout]:
@@ -141,9 +142,15 @@ def _reference_client(material: Material, world: World, report: Report) -> Refer
 
 def _scorers(references: list[ReferenceConfig], material: Material, world: World, report: Report) -> list[Scorer]:
     """What answers for references on the ranks of this world: their models, behind the store if there is one."""
+    if uses_store(material.config):
+        return [*_stored_scorers(references, material, world, report)]
+    return [_reference_scorer(reference, material, world, report) for reference in references]
+
+
+def _stored_scorers(
+    references: list[ReferenceConfig], material: Material, world: World, report: Report
+) -> list[StoredScorer]:
     config = material.config
-    if not uses_store(config):
-        return [_reference_scorer(reference, material, world, report) for reference in references]
     report("read the store", 0)
     stores = [store_of(config, one, world.device) if world.is_leader else None for one in references]
     memories = [
@@ -152,7 +159,7 @@ def _scorers(references: list[ReferenceConfig], material: Material, world: World
     ]
     if config.topology.placement == "stored" and config.topology.store_missing == "refuse":
         refuse_missing({memory.name: memory.survey for memory in memories})
-    scorers: list[Scorer] = []
+    scorers = []
     for one, memory in zip(references, memories, strict=True):
         load = partial(_reference_scorer, one, material, world, report)
         tolerance = TOLERANCE_NATS[resolve_dtype(one.dtype, world.device)]

@@ -167,6 +167,16 @@ class StoredScorer:
         except ReferenceError as error:
             warn(f"warning: {error}. These rows will be scored again")
 
+    def check_kept(self) -> None:
+        """Raise ReferenceError unless every row is in the store's files by now. Every rank must call it."""
+        store = None if self._store is None else ReferenceStore(self._store.folder, {})
+        left = look_up(self._memory.name, store, self._memory.encodings, 0).survey
+        if left.missing:
+            raise ReferenceError(
+                f"reference {self._memory.name}: {left.missing} of {left.rows} rows are not stored. Their log-probs "
+                "are not finite, or the store cannot be written; a warning above then says why."
+            )
+
     def _stored(self, sequences: Sequence[Encoded]) -> Tensor:
         """[N] what the leader's store has, NaN for what it has not."""
         logps = torch.empty(len(sequences), device=self._device)

@@ -52,8 +52,10 @@ def score(warm: Warm, store: Path, values: dict[str, Any]) -> str:
 
 
 def found(text: str) -> list[str]:
-    """'10 of 50' per reference, in order."""
-    return re.findall(r"(\d+ of \d+) rows are stored", text)
+    """'10 of 50' per reference, in order: what score found; afterwards all rows must be there."""
+    before_and_after = re.findall(r"(\d+ of \d+) rows are stored", text)
+    assert set(before_and_after[1::2]) == {f"{ROWS} of {ROWS}"}
+    return before_and_after[::2]
 
 
 def loaded(run: Run) -> list[str]:
@@ -161,6 +163,15 @@ def test_scoring_that_is_killed_is_taken_up_where_it_was(warm_runs: Runs, warm: 
     assert process.wait() == -signal.SIGKILL
     assert found(score(warm, store, values)) == ["50 of 50", "0 of 50"]
     assert found(score(warm, store, values)) == ["50 of 50", "50 of 50"]
+
+
+def test_scoring_into_a_store_that_cannot_be_written_fails_and_says_why(warm_runs: Runs, warm: Warm) -> None:
+    store = warm_runs.root / "a-file"
+    store.write_text("no directory")
+    run = warm("score", str(write_config(warm_runs.root / "a-file.yaml", config(warm_runs.root, store))))
+    assert run.returncode == 1 and "cannot be written: Not a directory. Make room, or name another" in run.stderr
+    assert "reference ref1: 50 of 50 rows are not stored. Their log-probs are not finite, or" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_the_commands_outside_a_launcher(warm_runs: Runs) -> None:
