@@ -16,8 +16,10 @@ from mrpo_ds.distributed.topology import build_topology
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.material import POLICY, Material, prepare
 from mrpo_ds.models import AnyModelConfig, check_path, load_model_config
+from mrpo_ds.reference.stored import refuse_missing, survey_of
 from mrpo_ds.report.page import check_page_path, write_page
 from mrpo_ds.report.text import check_fits, log_data_report
+from mrpo_ds.stores import store_of
 
 
 def check_run(config: Config, resume: str = "none", show_example: bool = False, page: Path | None = None) -> Material:
@@ -37,9 +39,7 @@ def check_run(config: Config, resume: str = "none", show_example: bool = False, 
     if config.checkpoint.every_steps:
         check_restorable(config.deepspeed, sharding)
     check_output_dir(Path(config.output_dir), resume)
-    for _, model in _models(config):
-        check_path(model)  # all of them before transformers is imported for the first
-    model_configs = {name: load_model_config(model) for name, model in _models(config)}
+    model_configs = check_models(config)
     material = prepare(config)
     log_data_report(material, show_example)
     if page is not None:
@@ -47,7 +47,15 @@ def check_run(config: Config, resume: str = "none", show_example: bool = False, 
         log(f"data report: {page}")
     check_fits(material, {name: _most_tokens(model_config) for name, model_config in model_configs.items()})
     _report_run(config, material, model_configs)
+    _check_store(config, material)
     return material
+
+
+def check_models(config: Config) -> dict[str, Any]:
+    """The transformers config of every model, by name. Raises ConfigError for a path without a usable one."""
+    for _, model in _models(config):
+        check_path(model)  # all of them before transformers is imported for the first
+    return {name: load_model_config(model) for name, model in _models(config)}
 
 
 def check_output_dir(run_dir: Path, resume: str) -> None:
@@ -64,6 +72,18 @@ def check_output_dir(run_dir: Path, resume: str) -> None:
             f"output_dir is {str(run_dir)!r}, which cannot be written ({existing}: {error.strerror}); choose another "
             "place."
         ) from error
+
+
+def _check_store(config: Config, material: Material) -> None:
+    """Raise ConfigError when the run needs every row of its references stored, and some are not."""
+    if config.topology.placement != "stored" or config.topology.store_missing != "refuse":
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where the run will be: dtype auto asks
+    surveys = {}
+    for one in config.references:
+        encodings = material.speakers[one.name].encodings
+        surveys[one.name] = survey_of(one.name, store_of(config, one, device), encodings, check_fraction=0)
+    refuse_missing(surveys)
 
 
 def _models(config: Config) -> list[tuple[str, AnyModelConfig]]:
@@ -103,8 +123,8 @@ def _sharding_ranks(config: Config, name: str) -> int:
     reference = next(one for one in config.references if one.name == name)
     if reference.sharding == "none":
         return 1
-    colocated = config.topology.placement == "colocated"
-    return config.topology.policy if colocated else config.topology.references.get(name, 1)
+    served = config.topology.placement == "served"
+    return config.topology.references.get(name, 1) if served else config.topology.policy
 
 
 def num_parameters(model_config: Any, trust_remote_code: bool = False) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mrpo_ds.errors import MrpoError
 
+STORE_HELP = "list the references of a store; verify its files; remove what is damaged or abandoned and merge shards"
 LET_RANK_0_SPEAK_SECONDS = 5.0
 """All ranks meet the same mistake; a launcher ends everyone as soon as one leaves, so the silent ones wait."""
 
@@ -40,11 +41,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("train", _train, "train a policy, inside or outside a launcher"),
         ("check", _check, "check config, data, tokenizers, roles and memory; touches no GPU"),
+        ("score", _score, "fill the reference store with what the references say about every row"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("config", help="a YAML file, see launch/configs")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="replace a setting")
         command.set_defaults(run=run)
+        if name == "score":
+            continue
         command.add_argument(
             "--resume",
             default="none",
@@ -53,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "check":
             command.add_argument("--html", metavar="FILE", help="write the data report as one page for a browser")
+    store = commands.add_parser("store", help=STORE_HELP, description=STORE_HELP)
+    store.add_argument("action", choices=("ls", "verify", "prune"))
+    store.add_argument("--dir", metavar="DIR", help="topology.store; without it the store beside the prepared data")
+    store.set_defaults(run=_store)
     return parser
 
 
@@ -80,3 +88,19 @@ def _check(options: argparse.Namespace) -> int:
     check_run(config, options.resume, show_example=True, page=page)
     log("ok")
     return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from mrpo_ds.config.load import load_config
+
+    config = load_config(options.config, options.overrides)
+    from mrpo_ds.run import score
+
+    return score(config, options.config, options.overrides)
+
+
+def _store(options: argparse.Namespace) -> int:
+    from mrpo_ds.reference.housekeeping import run_action
+    from mrpo_ds.stores import store_root
+
+    return run_action(options.action, store_root(options.dir, None))

@@ -6,6 +6,7 @@ Arrows: transformers -> SequenceScorer -> (an engine shards it) -> summed log-pr
 import hashlib
 import inspect
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
 from mrpo_ds.errors import ConfigError
+from mrpo_ds.manifest import READERS, checksum
 from mrpo_ds.ops.logps import selected_logps, sum_by_sequence
 from mrpo_ds.types import SequenceBatch
 
@@ -30,6 +32,7 @@ TOKENIZER_FILES = (
 )
 """How the names of the files begin that a tokenizer is made of."""
 PICKLES = "pytorch_model*.bin"
+WEIGHT_FILES = ("*.safetensors", PICKLES)
 FINGERPRINT_BLOCKS = 64
 FINGERPRINT_BYTES = 1 << 14
 """How many parts of a weight file the fingerprint reads, and how much of each."""
@@ -207,6 +210,25 @@ def fingerprint(config: AnyModelConfig) -> str:
                 file.seek(part * size // FINGERPRINT_BLOCKS)
                 digest.update(file.read(FINGERPRINT_BYTES))
     return f"SHA-256 {digest.hexdigest()}"
+
+
+def weights_digest(config: AnyModelConfig) -> str:
+    """A name for a model's weights that no change escapes: a Hub id and commit, or SHA-256 of every local byte.
+
+    Raises ConfigError when the model is not there.
+    """
+    from transformers.utils import cached_file
+
+    directory = Path(config.path)
+    if not directory.is_dir():
+        load_model_config(config)  # the Hub's refusals, as messages
+        found = cached_file(config.path, "config.json", revision=config.revision)
+        return f"{config.path}@{Path(found).parent.name}"  # <cache>/snapshots/<commit>/config.json
+    paths = [directory / "config.json"]
+    paths += sorted(path for pattern in WEIGHT_FILES for path in directory.glob(pattern))
+    with ThreadPoolExecutor(READERS) as pool:  # hashing leaves the interpreter to others
+        parts = [f"{path.name} {found}" for path, found in zip(paths, pool.map(checksum, paths), strict=True)]
+    return f"SHA-256 {hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from mrpo_ds.config.load import save_config, to_dict
 from mrpo_ds.config.schema import Config, ReferenceConfig
 from mrpo_ds.console import log, progress, warn
 from mrpo_ds.data.batching import Layout
+from mrpo_ds.data.plan import batches_of
 from mrpo_ds.distributed.bridge import Bridge
 from mrpo_ds.distributed.collectives import gather_objects
 from mrpo_ds.distributed.orders import Orders
@@ -32,13 +34,17 @@ from mrpo_ds.objective import Objective
 from mrpo_ds.preflight import Forward, check_selected_logps, unfit_for_packing
 from mrpo_ds.reference.client import ReferenceClient
 from mrpo_ds.reference.colocated import ColocatedReferences
-from mrpo_ds.reference.scoring import ReferenceScorer
+from mrpo_ds.reference.scoring import ReferenceScorer, Scorer
 from mrpo_ds.reference.served import ServedReferences, serve
+from mrpo_ds.reference.stored import StoredScorer, look_up, refuse_missing, remember
+from mrpo_ds.stores import TOLERANCE_NATS, store_of, uses_store
 from mrpo_ds.tracking import Tracker, read_jsonl
 from mrpo_ds.train import PolicyRun, Report, asked_of_references, describe_preferences
 
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: a weight and AdamW's two moments in fp32."""
+SCORED_AT_ONCE = 32
+"""Rows that the score command scores in one go, for each rank."""
 
 
 def run_policy(material: Material, world: World, resume: Path | None, report: Report, orders: Orders) -> None:
@@ -81,7 +87,8 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
             run.evals["before"] = {name: value for name, value in row.items() if name != "step"}
     for known in gather_objects([str(row["step"]) for row in rows]):
         run.evaluated.update(int(step) for step in known)
-    run.run(material.eval_batches(), material.train_batches(state.step))
+    with closing(references):
+        run.run(material.eval_batches(), material.train_batches(state.step))
     report("export", run.state.step)
     model = engine.scorer.model
     shapes = exported_shapes(model, full_shape)
@@ -97,10 +104,26 @@ def run_reference(material: Material, world: World, first_step: int, report: Rep
     """A reference rank's whole life: load, check, score every batch of the run in order."""
     name = world.role.name.removeprefix("ref/")
     config = next(reference for reference in material.config.references if reference.name == name)
-    scorer = _reference_scorer(config, material, world, report)
+    (scorer,) = _scorers([config], material, world, report)
     bridge = Bridge(world) if world.is_leader else None
     batches = chain(material.eval_batches(), material.train_batches(first_step))
-    serve(scorer, bridge, asked_of_references(batches, material.needs), report)
+    with closing(scorer):
+        serve(scorer, bridge, asked_of_references(batches, material.needs), report)
+
+
+def run_score(material: Material, world: World, report: Report) -> None:
+    """The score command on one of its ranks: every reference in turn scores what the store lacks of every split."""
+    config = material.config
+    for reference in config.references:
+        (scorer,) = _stored_scorers([reference], material, world, report)
+        encodings = material.speakers[reference.name].encodings
+        with closing(scorer), progress(sum(map(len, encodings.values())), f"scoring {reference.name}", "row") as bar:
+            for split, rows in sorted(encodings.items()):
+                for batch in batches_of(split, len(rows), SCORED_AT_ONCE * world.size):
+                    report(f"score {split}", batch.step + 1)
+                    scorer.score(batch)
+                    bar.update(len(batch.ids))
+        scorer.check_kept()
 
 
 def _budget(config: Config, engine: DeepSpeedEngine) -> Budget:
@@ -129,14 +152,42 @@ def _reference_client(
     material: Material, world: World, report: Report, stop_asked: Callable[[], bool]
 ) -> ReferenceClient:
     config = material.config
-    if config.topology.placement == "colocated" or not config.references:
-        scorers = [_reference_scorer(reference, material, world, report) for reference in config.references]
+    if config.topology.placement != "served" or not config.references:
+        scorers = _scorers(config.references, material, world, report)
         return ColocatedReferences(scorers, material.speakers[POLICY].encodings, world.device)
     report("meet the references", 0)
     bridge = Bridge(world) if world.is_leader else None
     encodings = material.speakers[POLICY].encodings
     run_ahead = config.topology.run_ahead
     return ServedReferences(bridge, len(config.references), run_ahead, encodings, world.device, stop_asked)
+
+
+def _scorers(references: list[ReferenceConfig], material: Material, world: World, report: Report) -> list[Scorer]:
+    """What answers for references on the ranks of this world: their models, behind the store if there is one."""
+    if uses_store(material.config):
+        return [*_stored_scorers(references, material, world, report)]
+    return [_reference_scorer(reference, material, world, report) for reference in references]
+
+
+def _stored_scorers(
+    references: list[ReferenceConfig], material: Material, world: World, report: Report
+) -> list[StoredScorer]:
+    config = material.config
+    report("read the store", 0)
+    stores = [store_of(config, one, world.device) if world.is_leader else None for one in references]
+    memories = [
+        look_up(one.name, store, material.speakers[one.name].encodings, config.topology.store_check_fraction)
+        for one, store in zip(references, stores, strict=True)
+    ]
+    if config.topology.placement == "stored" and config.topology.store_missing == "refuse":
+        refuse_missing({memory.name: memory.survey for memory in memories})
+    scorers = []
+    for one, memory in zip(references, memories, strict=True):
+        load = partial(_reference_scorer, one, material, world, report)
+        tolerance = TOLERANCE_NATS[resolve_dtype(one.dtype, world.device)]
+        every = config.checkpoint.every_steps
+        scorers.append(remember(memory, load, material.splits, tolerance, world.device, every))
+    return scorers
 
 
 def _reference_scorer(config: ReferenceConfig, material: Material, world: World, report: Report) -> ReferenceScorer:

@@ -6,12 +6,12 @@ import secrets
 import socket
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
 from mrpo_ds.accelerator import announce_cpu
-from mrpo_ds.check import check_run
+from mrpo_ds.check import check_models, check_run
 from mrpo_ds.checkpoint import check_resume, find_resume, list_checkpoints, read_state
 from mrpo_ds.config.schema import Config
 from mrpo_ds.console import configure_console, log
@@ -22,7 +22,7 @@ from mrpo_ds.distributed.topology import Role, Topology, build_topology, check_w
 from mrpo_ds.distributed.trust import TOKEN
 from mrpo_ds.distributed.watch import Limits
 from mrpo_ds.distributed.worlds import Rendezvous, World, leave, open_rendezvous, split
-from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError, MrpoError, ReferenceError
+from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError, MrpoError, ReferenceError, require
 from mrpo_ds.material import Material, prepare
 from mrpo_ds.session import run_in_session
 
@@ -52,7 +52,25 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
     return _run_process(config, launch, resume)
 
 
-def _run_process(config: Config, launch: Launch, resume: str) -> int:
+def score(config: Config, config_path: str, overrides: list[str]) -> int:
+    """The score command, inside a launcher (any number of processes) or outside. Returns the exit code."""
+    if VISIBLE in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE]
+    announce_cpu()
+    launch = read_launch(os.environ)
+    configure_console(launch is None or launch.rank == 0)
+    require(len(config.references) > 0, "references", [], "at least one reference to score with")
+    if launch is None:
+        check_models(config)
+        prepare(config)
+        return _start_launcher(config, ["score", config_path, *overrides])
+    # Every process takes a share of every reference's rows, so all of them are one role.
+    topology = replace(config.topology, policy=launch.world_size, placement="stored", store_missing="score")
+    return _run_process(replace(config, topology=topology), launch, None)
+
+
+def _run_process(config: Config, launch: Launch, resume: str | None) -> int:
+    """One rank of a run; resume is None for the score command, which has no checkpoints."""
     timeout = config.topology.timeout_seconds
     topology = build_topology(config)
     rendezvous = open_rendezvous(launch, timeout, config.topology.interface)
@@ -61,7 +79,7 @@ def _run_process(config: Config, launch: Launch, resume: str) -> int:
     heartbeat.start()
     try:
         heartbeat.phase("check")
-        checkpoint = _agree(config, launch, rendezvous, resume)
+        checkpoint = None if resume is None else _agree(config, launch, rendezvous, resume)
     except MrpoError:
         heartbeat.done()  # every rank knows of the refusal from the store, and the command line prints it
         raise
@@ -73,7 +91,7 @@ def _run_process(config: Config, launch: Launch, resume: str) -> int:
         material = prepare(config, only=_reads_for(config, topology.role_of(launch.rank)))
         _agree_on_data(material, topology, rendezvous)
         world = split(topology, rendezvous, config.topology.share_gpus)
-        _run_role(material, world, checkpoint, heartbeat)
+        _run_role(material, world, checkpoint, heartbeat, scores=resume is None)
         leave()
     except Exception as error:  # whatever it is, do not leave the other ranks waiting
         heartbeat.end_because(error)
@@ -81,13 +99,15 @@ def _run_process(config: Config, launch: Launch, resume: str) -> int:
     return 0
 
 
-def _run_role(material: Material, world: World, checkpoint: Path | None, heartbeat: Heartbeat) -> None:
+def _run_role(material: Material, world: World, checkpoint: Path | None, heartbeat: Heartbeat, scores: bool) -> None:
     # DeepSpeed calls collectives by names that newer torch versions deprecate: nothing that our users could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # Imported here: deepspeed takes seconds, and none of the messages above should wait for it.
-    from mrpo_ds.roles import run_policy, run_reference
+    from mrpo_ds.roles import run_policy, run_reference, run_score
 
-    if world.role.is_policy:
+    if scores:
+        run_score(material, world, heartbeat.phase)
+    elif world.role.is_policy:
         run_policy(material, world, checkpoint, heartbeat.phase, heartbeat.orders)
     else:
         first_step = read_state(checkpoint)["step"] if checkpoint else 0
@@ -96,7 +116,7 @@ def _run_role(material: Material, world: World, checkpoint: Path | None, heartbe
 
 def _reads_for(config: Config, role: Role) -> str | None:
     """Whose token ids a rank needs besides the policy's; None for everybody's."""
-    return None if config.topology.placement == "colocated" else role.name.removeprefix("ref/")
+    return role.name.removeprefix("ref/") if config.topology.placement == "served" else None
 
 
 def _agree_on_data(material: Material, topology: Topology, rendezvous: Rendezvous) -> None:

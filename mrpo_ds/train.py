@@ -322,5 +322,6 @@ def _performance(scored: ScoredBatch, names: list[str], seconds: float) -> dict[
     }
     for k, name in enumerate(names):
         values[f"ref/{name}/wait_seconds"] = reference.idle_seconds[k]
+        values[f"ref/{name}/stored_fraction"] = reference.stored[k]
         values[f"ref/{name}/tokens_per_second"] = reference.tokens[k] / max(reference.score_seconds[k], 1e-9)
     return values

@@ -122,9 +122,17 @@ class TopologyConfig:
     references: dict[str, int] = field(default_factory=dict)
     """Ranks of each reference by name, >= 1 each; those not named here get 1. Only for placement served."""
     placement: str = "served"
-    """served: references on ranks of their own. colocated: on the policy's ranks."""
+    """served: references on ranks of their own. colocated: on the policy's ranks. stored: read from the store."""
     run_ahead: int = 2
     """Steps that the references may be ahead of the policy, >= 0. Only for placement served."""
+    store: str | None = None
+    """Directory of the reference store; served and colocated references look into it first and add what they score.
+    null: none for them, and <cache>/references, beside the prepared data, for placement stored."""
+    store_missing: str = "refuse"
+    """refuse | score (on the policy's ranks) the rows that the store lacks. Only for placement stored."""
+    store_check_fraction: float = 0.01
+    """Share of the stored rows that the real model scores again at the start, 0 to 1, at least one row. 0: none, and
+    with every row stored no model is loaded."""
     share_gpus: bool = False
     """Allow ranks of different roles on one GPU (more processes than GPUs on a node)."""
     interface: str | None = None
@@ -139,7 +147,10 @@ class TopologyConfig:
         require(self.policy >= 1, "topology.policy", self.policy, ">= 1 rank")
         for name, ranks in self.references.items():
             require(ranks >= 1, f"topology.references.{name}", ranks, ">= 1 rank")
-        require_choice("topology.placement", self.placement, ("served", "colocated"))
+        require_choice("topology.placement", self.placement, ("served", "colocated", "stored"))
+        require_choice("topology.store_missing", self.store_missing, ("refuse", "score"))
+        fraction = self.store_check_fraction
+        require(0 <= fraction <= 1, "topology.store_check_fraction", fraction, "0 to 1")
         require(self.run_ahead >= 0, "topology.run_ahead", self.run_ahead, ">= 0 steps")
         require(0 < self.timeout_seconds < math.inf, "topology.timeout_seconds", self.timeout_seconds, "> 0 seconds")
 

@@ -39,10 +39,15 @@ Batches = Lazy[Batch]
 
 def eval_batches(num_examples: int, batch_size: int) -> Batches:
     """The held-out rows in file order. The last batch may be smaller; nothing is dropped."""
+    return batches_of("eval", num_examples, batch_size)
+
+
+def batches_of(split: str, num_examples: int, batch_size: int) -> Batches:
+    """The rows of a split in file order. The last batch may be smaller; nothing is dropped."""
 
     def make(position: int) -> Batch:
         start = position * batch_size
-        return Batch("eval", position, tuple(range(start, min(start + batch_size, num_examples))))
+        return Batch(split, position, tuple(range(start, min(start + batch_size, num_examples))))
 
     return Batches(-(-num_examples // batch_size), make)
 

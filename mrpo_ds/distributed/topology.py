@@ -59,7 +59,7 @@ class Topology:
 
 
 def build_topology(config: Config) -> Topology:
-    """The roles of a run. Placement colocated has no reference roles: they live on the policy's ranks."""
+    """The roles of a run. Placements colocated and stored have no reference roles: the policy's ranks do their work."""
     roles = [Role(POLICY, 0, config.topology.policy)]
     if config.topology.placement == "served":
         for reference in config.references:

@@ -25,6 +25,8 @@ class ReferenceAnswer:
     """[K] tokens that each reference read, padding not counted."""
     idle_seconds: list[float]
     """[K] how long each reference then waited for the policy to take the answer before this one."""
+    stored: list[float]
+    """[K] share of the responses whose log-prob each reference found in its store."""
 
 
 class ReferenceClient(Protocol):
@@ -32,3 +34,6 @@ class ReferenceClient(Protocol):
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ReferenceAnswer]:
         """Yield one answer per batch. Every policy rank must draw every answer, and gets the same one."""
+
+    def close(self) -> None:
+        """Keep what is not yet kept; nothing is asked after it."""

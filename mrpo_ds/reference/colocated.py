@@ -1,4 +1,4 @@
-"""References that live on the policy's ranks: for one GPU or a laptop."""
+"""References that answer on the policy's ranks: models (for one GPU or a laptop), or what is stored of them."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -8,13 +8,13 @@ import torch
 from mrpo_ds.data.encodings import SplitEncodings, shape_of
 from mrpo_ds.data.plan import Batch
 from mrpo_ds.reference.client import ReferenceAnswer
-from mrpo_ds.reference.scoring import ReferenceScorer
+from mrpo_ds.reference.scoring import Scorer
 
 
 class ColocatedReferences:
     """Scores each batch in line, when it is asked for. K may be 0: the answers are then empty."""
 
-    def __init__(self, references: list[ReferenceScorer], encodings: SplitEncodings, device: torch.device) -> None:
+    def __init__(self, references: list[Scorer], encodings: SplitEncodings, device: torch.device) -> None:
         """Encodings are any model's: they say how many responses a prompt has."""
         self._references = references
         self._encodings = encodings
@@ -33,4 +33,10 @@ class ColocatedReferences:
                 score_seconds=[one.seconds for one in scored],
                 tokens=[float(one.tokens) for one in scored],
                 idle_seconds=[0.0] * len(scored),
+                stored=[one.stored for one in scored],
             )
+
+    def close(self) -> None:
+        """See ReferenceClient."""
+        for reference in self._references:
+            reference.close()

@@ -15,10 +15,10 @@ from mrpo_ds.data.plan import Batch
 from mrpo_ds.distributed.bridge import Bridge, BrokenBridge, Interrupted
 from mrpo_ds.distributed.collectives import broadcast_from_leader
 from mrpo_ds.reference.client import ReferenceAnswer
-from mrpo_ds.reference.scoring import ReferenceScorer, Scored
+from mrpo_ds.reference.scoring import Scored, Scorer
 
-TELEMETRY = 3
-"""score seconds, tokens, idle seconds."""
+TELEMETRY = 4
+"""score seconds, tokens, idle seconds, stored."""
 NOTHING = -1.0
 """The leader broadcasts this, in the place of an answer that will not come: no part of an answer's telemetry is < 0."""
 
@@ -72,9 +72,12 @@ class ServedReferences:
                 self._why = str(error)
         return torch.full((self._num_references, size), NOTHING, dtype=torch.float64)
 
+    def close(self) -> None:
+        """See ReferenceClient."""
+
 
 def serve(
-    scorer: ReferenceScorer,
+    scorer: Scorer,
     bridge: Bridge | None,
     batches: Iterable[Batch],
     report: Callable[[str, int], None],
@@ -100,14 +103,15 @@ def message_size(prompts: int, responses: int) -> int:
 
 
 def _pack(scored: Scored, idle_seconds: float) -> Tensor:
-    telemetry = torch.tensor([scored.seconds, float(scored.tokens), idle_seconds], dtype=torch.float64)
+    values = [scored.seconds, float(scored.tokens), idle_seconds, scored.stored]
+    telemetry = torch.tensor(values, dtype=torch.float64)
     return torch.cat([scored.logps.double().flatten().cpu(), scored.lengths.double().flatten().cpu(), telemetry])
 
 
 def _unpack(received: Tensor, shape: tuple[int, int], wait_seconds: float) -> ReferenceAnswer:
     """Received [K, message size] -> the answer."""
     count = shape[0] * shape[1]
-    telemetry = received[:, 2 * count :].cpu()  # [K, 3]
+    telemetry = received[:, 2 * count :].cpu()  # [K, 4]
     return ReferenceAnswer(
         logps=received[:, :count].reshape(-1, *shape).float(),
         lengths=received[:, count : 2 * count].reshape(-1, *shape).float(),
@@ -115,4 +119,5 @@ def _unpack(received: Tensor, shape: tuple[int, int], wait_seconds: float) -> Re
         score_seconds=telemetry[:, 0].tolist(),
         tokens=telemetry[:, 1].tolist(),
         idle_seconds=telemetry[:, 2].tolist(),
+        stored=telemetry[:, 3].tolist(),
     )

@@ -39,6 +39,13 @@ def colocated(config, _):
     config["topology"] |= {"placement": "colocated"}
 
 
+def stored(config, _):
+    """Scored on two ranks in the first epoch, read from the store in the others."""
+    config["topology"] |= {"placement": "stored", "policy": 2, "store_missing": "score"}
+    config["topology"]["store"] = config["output_dir"] + "-store"
+    config["train"]["micro_batch_size"] = 4
+
+
 def micro_batches_of_one(config, _):
     config["topology"] |= {"placement": "colocated"}
     config["train"]["micro_batch_size"] = 1
@@ -63,7 +70,7 @@ def padded_rows(config, _):
     config["topology"] |= {"placement": "colocated"}
 
 
-VARIANTS = [colocated, micro_batches_of_one, two_policy_ranks, sharded_reference, padded_rows]
+VARIANTS = [colocated, stored, micro_batches_of_one, two_policy_ranks, sharded_reference, padded_rows]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +135,11 @@ def test_the_placement_of_whole_references_changes_no_bit(trajectories):
     ours, theirs = trajectories("base"), trajectories("colocated")
     for name in ("loss", "grad_norm", "logps/chosen", "ref/ref2/logps/chosen", "ref/ref2/weight"):
         assert values(theirs, name) == values(ours, name)
+
+
+def test_with_a_store_every_row_is_scored_once(trajectories):
+    fractions = values(trajectories("stored"), "ref/ref2/stored_fraction")
+    assert fractions == [0.0] * 3 + [1.0] * (STEPS - 3)
 
 
 def test_packed_rows_waste_next_to_nothing(trajectories):

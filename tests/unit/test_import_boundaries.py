@@ -32,11 +32,12 @@ MAY_IMPORT = {
     "console": "",
     "tracking": "errors config.schema console plots",
     "plots": "errors tracking",
-    "reference": "errors types data distributed",
-    "models": "errors types ops config.schema",
+    "manifest": "",
+    "reference": "errors types data distributed console manifest",
+    "models": "errors types ops config.schema manifest",
+    "stores": "config.schema data models reference",
     "export": "errors",
     "preflight": "errors types data models",
-    "manifest": "",
     "shards": "manifest",
     "engine": "errors types config config.schema models shards",
     "checkpoint": "errors memory manifest distributed console shards engine",
@@ -46,16 +47,17 @@ MAY_IMPORT = {
     "failures": "errors types distributed data metrics objective",
     "material": "errors types losses config config.schema data models console",
     "report": "errors config.schema data console material",
-    "check": "errors config config.schema data distributed.topology material models checkpoint console report",
+    "check": "errors config config.schema data distributed.topology reference material models stores "
+    "checkpoint console report",
     "budget": "",
     "train": "errors types config.schema learning_rate memory budget data distributed console tracking reference "
     "engine checkpoint metrics objective evaluation failures",
-    "roles": "errors types config config.schema memory data distributed console tracking reference models export "
-    "preflight engine checkpoint metrics objective material budget train",
+    "roles": "errors types config config.schema memory data distributed console tracking reference models stores "
+    "export preflight engine checkpoint metrics objective material budget train",
     "session": "console",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
     "demo": "errors accelerator console",
-    "cli": "errors accelerator config console check run",
+    "cli": "errors accelerator config console reference stores check run",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -73,13 +75,13 @@ ONLY_IN = {
     "yaml": "config",
     "psutil": "memory session distributed roles",
     "tokenizers": "data",
-    "transformers": "data models check export demo",
+    "transformers": "data models stores check export demo",
     "safetensors": "export shards",
     "datasets": "data",
-    "pyarrow": "data",
+    "pyarrow": "data reference",
     "jinja2": "data",
-    "torch": "accelerator memory material types ops losses data distributed reference models export preflight shards "
-    "engine checkpoint metrics objective evaluation failures check train roles demo",
+    "torch": "accelerator memory material types ops losses data distributed reference models stores export preflight "
+    "shards engine checkpoint metrics objective evaluation failures check train roles demo",
 }
 
 
