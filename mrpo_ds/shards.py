@@ -132,7 +132,8 @@ class ShardWriter:
             put(_header(self._sizes))
             for (key, numel), (given, tensor) in zip(self._sizes.items(), tensors, strict=True):
                 assert given == key and tensor.numel() == numel and tensor.dtype == torch.float32, (given, key)
-                content = memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+                numbers: Any = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+                content = memoryview(numbers)  # no copy, and neither hash nor write holds the interpreter's lock
                 for start in range(0, len(content), CHUNK_BYTES):
                     put(content[start : start + CHUNK_BYTES])
             file.flush()

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from mrpo_ds.config.shares import is_part
 from mrpo_ds.errors import require, require_choice
 
 MISSING = "???"  # OmegaConf's mark of a mandatory value
@@ -155,30 +156,6 @@ class TopologyConfig:
         require(0 < self.timeout_seconds < math.inf, "topology.timeout_seconds", self.timeout_seconds, "> 0 seconds")
 
 
-def percent(value: object) -> float | None:
-    """90.0 for "90%", None for anything that is no percentage from 0 to 100."""
-    if not isinstance(value, str) or not value.endswith("%"):
-        return None
-    try:
-        number = float(value[:-1])
-    except ValueError:
-        return None
-    return number if 0 <= number <= 100 else None
-
-
-def _is_part(take: list[Any] | None) -> bool:
-    """Whether SourceConfig.take is null, two rows or two shares, the first below the second."""
-    if take is None:
-        return True
-    if len(take) != 2:
-        return False
-    shares = [percent(value) for value in take]
-    if shares[0] is not None and shares[1] is not None:
-        return shares[0] < shares[1]
-    rows = [value for value in take if isinstance(value, int) and not isinstance(value, bool)]
-    return len(rows) == 2 and 0 <= rows[0] < rows[1]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """One data file or Hub data set and how to read its rows."""
@@ -206,7 +183,7 @@ class SourceConfig:
         key = f"limit of data source {self.source!r}"
         require(self.limit is None or self.limit >= 1, key, self.limit, ">= 1 rows, or null")
         allowed = "null, [begin, end] in rows such as [0, 364], or in shares such as [90%, 100%], with begin < end"
-        require(_is_part(self.take), f"take of data source {self.source!r}", self.take, allowed)
+        require(is_part(self.take), f"take of data source {self.source!r}", self.take, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)

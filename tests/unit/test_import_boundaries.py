@@ -24,10 +24,11 @@ MAY_IMPORT = {
     "registry": "errors",
     "ops": "errors types registry",
     "losses": "errors types registry ops",
-    "config.schema": "errors",
-    "config": "errors registry config.schema",  # the losses' options by file name, so that yaml needs no torch
+    "config.shares": "",
+    "config.schema": "errors config.shares",
+    "config": "errors registry config.schema config.shares",  # the losses' options by file name, so that yaml needs no torch
     "learning_rate": "config.schema",
-    "data": "errors types registry config.schema",
+    "data": "errors types registry config.schema config.shares",
     "distributed": "errors config.schema",
     "console": "",
     "tracking": "errors config.schema console plots",

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mrpo_ds.config.load import load_config
-from mrpo_ds.config.schema import Config, SourceConfig, percent
+from mrpo_ds.config.schema import Config, SourceConfig
+from mrpo_ds.config.shares import percent
 from mrpo_ds.data.named import adapter_for
 from mrpo_ds.registry import names
 
