@@ -8,11 +8,12 @@ MODELS := .cache/models
 RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 .DELETE_ON_ERROR:
-.PHONY: help install models quickstart test test-real-text parity lint clean
+.PHONY: help install models quickstart test faults test-real-text parity lint clean
 
 help:
 	@echo "make quickstart   install, then train MRPO on two real models (about 10 minutes on 2 cores)"
 	@echo "make test         install, lint, run all tests"
+	@echo "make faults       the whole fault matrix: kills, signals, stops, full disks (half an hour; make test has a part of it)"
 	@echo "make lint         ruff and mypy"
 	@echo "make test-real-text   objectives on published text with a real model (about half an hour; data in ../shared/data)"
 	@echo "make parity       our losses beside TRL's, on a tiny model (a minute, and TRL in a venv of its own)"
@@ -41,7 +42,11 @@ lint: install
 	$(BIN)/mypy
 
 test: lint models
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/python -m pytest tests/distributed tests/faults tests/e2e tests/gpu
+
+faults: models
+	$(BIN)/python -m pytest -m "all_faults or not all_faults" tests/faults
 
 test-real-text: models
 	$(BIN)/python -m pytest -m real_text -s tests/e2e/test_objectives_real_text.py

@@ -32,6 +32,7 @@ setup(
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2",
+            "pytest-xdist>=3",
             "hypothesis>=6",
             "ruff>=0.8",
             "mypy>=1.13",

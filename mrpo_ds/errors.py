@@ -8,6 +8,8 @@ class MrpoError(Exception):
     """Base of every error that is the input's or the machine's fault, not the program's."""
 
     exit_code = 1
+    resumable = False
+    """Whether it makes sense to run again: the exit code is then 75 as soon as there is a checkpoint."""
 
 
 class ConfigError(MrpoError):
@@ -27,7 +29,9 @@ class ReferenceError(MrpoError):  # the project's word for a reference model tha
 
 
 class CheckpointError(MrpoError):
-    """A checkpoint cannot be written, or is not whole, or belongs to another run."""
+    """A checkpoint or the trained model cannot be written, or is not whole, or belongs to another run."""
+
+    resumable = True
 
 
 class NonFiniteError(MrpoError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -82,8 +82,18 @@ def checkpoint_shapes(path: str) -> Shapes:
 def export_model(model: Any, tokenizer: Any, shapes: Shapes, directory: Path, gather: Gather, is_main: bool) -> None:
     """Write config, tokenizer and weights to directory, whole or not at all. Every policy rank must call it.
 
-    Raises CheckpointError when what was written is not what was meant.
+    Raises CheckpointError when it cannot be written, or when what was written is not what was meant.
     """
+    try:
+        _export(model, tokenizer, shapes, directory, gather, is_main)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the model cannot be written to {directory}: {error}. Mend that and run again with --resume auto: it goes "
+            "on from the last checkpoint"
+        ) from error
+
+
+def _export(model: Any, tokenizer: Any, shapes: Shapes, directory: Path, gather: Gather, is_main: bool) -> None:
     partial = directory.with_name(f".{directory.name}.partial")
     if is_main:
         shutil.rmtree(partial, ignore_errors=True)

@@ -105,7 +105,7 @@ class Heartbeat:
             text = f"{type(error).__name__}: {text}"
         # Collectives fail with a RuntimeError of some kind: it may be the echo of what happened elsewhere.
         broken = isinstance(error, BrokenBridge | RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
-        code = error.exit_code if isinstance(error, MrpoError) and not broken else None
+        code = error.exit_code if isinstance(error, MrpoError) and not (broken or error.resumable) else None
         self._set(status="broken" if broken else "failed", reason=text, exit_code=code)
         self._thread.join()
         raise AssertionError("the heartbeat thread ends the process")

@@ -17,7 +17,7 @@ import psutil
 
 VARIABLE = "MRPO_DS_TEST_FAULT"
 """A JSON object: directory (for the process ids), phase, step, delay (seconds after the phase began), pause
-(seconds that the phase is made longer), signal, victim: a
+(seconds that the phase is made longer), signal, again (seconds until it comes a second time, 0 for never), victim: a
 global rank, or "launcher", the process that started global rank 0, or "runner", the one that started that."""
 
 
@@ -57,10 +57,9 @@ def _fire(fault: dict[str, Any]) -> None:
     time.sleep(fault["delay"])
     pid = int((Path(fault["directory"]) / str(fault["victim"])).read_text(encoding="utf-8"))
     _note(fault, "fired", time.time())
-    try:
-        os.kill(pid, getattr(signal, fault["signal"]))
-    except ProcessLookupError:
-        _note(fault, "late", pid)
+    os.kill(pid, getattr(signal, fault["signal"]))
+    if fault["again"]:
+        threading.Timer(fault["again"], os.kill, (pid, getattr(signal, fault["signal"]))).start()
 
 
 def _note(fault: dict[str, Any], name: str, value: float) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from tests.warm import Finished, Warm
 
 POLICY, OTHER_POLICY, REFERENCE = range(3)
 """Global ranks of the runs here: two of the policy, one reference."""
+NAMES = {POLICY: "policy rank 0", OTHER_POLICY: "policy rank 1", REFERENCE: "ref/ref1 rank 0"}
 SILENCE = 6.0
 """topology.timeout_seconds: a process that says nothing for so long is given up."""
 FIGURES = "MRPO_DS_TEST_FIGURES"
@@ -35,6 +37,8 @@ class Fault:
     signal: str = "SIGKILL"
     delay: float = 0.0
     pause: float = 0.0
+    again: float = 0.0
+    """After so many seconds the same signal once more, unless 0."""
 
 
 def settings(root: Path, steps: int = 12, **changes: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +166,15 @@ def check_same(directory: Path, whole: Path) -> None:
         assert without_clock(read_metrics(directory, name)) == without_clock(read_metrics(whole, name)), name
     weights = "model/model.safetensors"
     assert (directory / weights).read_bytes() == (whole / weights).read_bytes(), "the trained models differ"
+
+
+def resume_and_compare(victims: Victims, path: Path, directory: Path, whole: Path) -> None:
+    """Go on from what the broken run left: the result is that of the run that nothing happened to."""
+    check_whole(directory)
+    resumed = victims.train(path, "--resume", "auto")
+    assert resumed.returncode == 0, resumed.stderr[-4000:]
+    check_same(directory, whole)
+    shutil.rmtree(directory)
 
 
 def note(row: str, what: str, seconds: float, outcome: str) -> None:

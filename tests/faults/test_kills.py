@@ -1,26 +1,23 @@
 """kill -9 of each process at each moment: the others leave and name it; the resumed run is the uninterrupted one."""
 
 import random
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.faults.live import (
-    OTHER_POLICY,
+    NAMES,
     POLICY,
     REFERENCE,
     Fault,
     Victims,
-    check_same,
-    check_whole,
     errors,
     note,
+    resume_and_compare,
     seconds_to_end,
     settings,
 )
 
-NAMES = {POLICY: "policy rank 0", OTHER_POLICY: "policy rank 1", REFERENCE: "ref/ref1 rank 0"}
 MOMENTS = {
     "load": ("load", 0, 0.0),
     "first step": ("train", 1, 0.0),
@@ -44,14 +41,6 @@ LAUNCHERS = [
     if (launcher, process) != ("torchrun", "runner")
 ]
 ALWAYS_LAUNCHERS = {("deepspeed", "launcher", "mid-step")}
-
-
-def resume_and_compare(victims: Victims, path: Path, directory: Path, whole: Path) -> None:
-    check_whole(directory)
-    resumed = victims.train(path, "--resume", "auto")
-    assert resumed.returncode == 0, resumed.stderr[-4000:]
-    check_same(directory, whole)
-    shutil.rmtree(directory)
 
 
 @pytest.mark.parametrize(

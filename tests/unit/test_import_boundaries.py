@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "losses": "errors types registry ops",
     "config.shares": "",
     "config.schema": "errors config.shares",
-    "config": "errors registry config.schema config.shares",  # the losses' options by file name, so that yaml needs no torch
+    # the losses' options by file name, so that yaml needs no torch
+    "config": "errors registry config.schema config.shares",
     "learning_rate": "config.schema",
     "data": "errors types registry config.schema config.shares",
     "distributed": "errors config.schema",
