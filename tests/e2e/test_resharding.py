@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
-from tests.e2e.conftest import Run, Runs
 
 from mrpo_ds.checkpoint import find_damage
+from tests.conftest import Run, Runs
 from tests.support import base_config, without_clock
 
 HALF, STEPS = 3, 6

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import Run, Runs
 
 from mrpo_ds.reference.shards import read_folder, shards_of
+from tests.conftest import Run, Runs
 from tests.support import (
     ROOT,
     base_config,
