@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 MARGIN = 1.5
 """What comes next may take this much longer than the longest so far."""
 LEAVE_SECONDS = 10.0
-"""To leave after the checkpoint: the last words to W&B, the end of the processes."""
+"""To leave after the checkpoint: the end of the processes."""
 BYTES_PER_SECOND = 5e8
 """How fast a checkpoint is taken to be written before the first one has been."""
 
@@ -25,6 +25,7 @@ class Budget:
     """Whose limit it is, for the message."""
     checkpoint_seconds: float
     """A first guess, until one has been written."""
+    leave_seconds: float = LEAVE_SECONDS
     longest: dict[str, float] = field(default_factory=dict)
     """By part (step, evaluate, checkpoint), seconds."""
 
@@ -32,26 +33,33 @@ class Budget:
         """Note how long a part took."""
         self.longest[part] = max(seconds, self.longest.get(part, 0.0))
 
-    def over(self, evaluates: bool) -> str:
-        """Why the run has to stop now, or "" while there is time for a step more. evaluates: with an evaluation."""
-        parts = [self.longest.get("step", 0.0), self.longest.get("checkpoint", self.checkpoint_seconds)]
+    def over(self, evaluates: bool, checkpoints: int = 1) -> str:
+        """Why the run has to stop now, or "" while there is time for a step more.
+
+        evaluates: with an evaluation. checkpoints: 2 while another one is still being written, which comes first.
+        """
+        parts = [self.longest.get("step", 0.0), checkpoints * self.longest.get("checkpoint", self.checkpoint_seconds)]
         if evaluates:
             parts.append(self.longest.get("evaluate", 0.0))
-        need = MARGIN * sum(parts) + LEAVE_SECONDS
+        need = MARGIN * sum(parts) + self.leave_seconds
         left = self.ends - time.time()
         if left > need:
             return ""
         return f"stopped by {self.why}: {left:.0f} s are left, a step and a checkpoint more may take {need:.0f} s"
 
 
-def make_budget(max_seconds: float | None, started: float, checkpoint_bytes: float) -> Budget:
-    """The earlier of train.max_seconds after started (seconds of time.time()) and the end of this Slurm job."""
+def make_budget(max_seconds: float | None, started: float, checkpoint_bytes: float, goodbye_seconds: float) -> Budget:
+    """The earlier of train.max_seconds after started (seconds of time.time()) and the end of this Slurm job.
+
+    goodbye_seconds: what the run's trackers may take at its end.
+    """
+    leave = LEAVE_SECONDS + goodbye_seconds
     guess = checkpoint_bytes / BYTES_PER_SECOND
     ours = float("inf") if max_seconds is None else started + max_seconds
     slurm = slurm_end(os.environ)
     if slurm < ours:
-        return Budget(slurm, "the end of the Slurm job", guess)
-    return Budget(ours, "train.max_seconds", guess)
+        return Budget(slurm, "the end of the Slurm job", guess, leave)
+    return Budget(ours, "train.max_seconds", guess, leave)
 
 
 def slurm_end(environment: Mapping[str, str]) -> float:

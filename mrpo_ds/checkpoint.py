@@ -191,7 +191,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for old in list_checkpoints(self.directory)[: -self.keep]:
-            problem = attempt(partial(shutil.rmtree, old))
+            problem = attempt(partial(_remove, old))
             if problem:
                 log(f"warning: the old checkpoint {old} cannot be removed ({problem})")
 
@@ -224,7 +224,7 @@ class Checkpoints:
         if self.is_main:  # what this run will write again must not be taken for newer than it
             for later in list_checkpoints(self.directory):
                 if later.name > path.name and later.parent.resolve() == path.resolve().parent:
-                    shutil.rmtree(later)
+                    _remove(later)
         barrier()
         return TrainState(step=record["step"], tokens=record["tokens"], skipped=record["skipped"])
 
@@ -351,9 +351,18 @@ def _publish(beside: Path, final: Path, record: dict[str, Any]) -> None:
     state.write_text(json.dumps({**record, "seal": _seal(record)}, indent=2), encoding="utf-8")
     write_through(state)
     _sync_directories(beside / TAG, beside)
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():
+        _remove(final)
     os.replace(beside, final)
     _sync_directories(final.parent)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, which is no longer listed before its first file goes."""
+    going = checkpoint.with_name(f".{checkpoint.name}.gone.partial")
+    shutil.rmtree(going, ignore_errors=True)
+    os.replace(checkpoint, going)
+    shutil.rmtree(going)
 
 
 def _sync_directories(*directories: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mrpo_ds.errors import CheckpointError, ConfigError
+from mrpo_ds.manifest import write_through
 
 SHARD_BYTES = 4 * 2**30
 Shapes = dict[str, tuple[int, ...]]
@@ -116,8 +117,11 @@ def _export(model: Any, tokenizer: Any, shapes: Shapes, directory: Path, gather:
             model.generation_config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         _check_written(partial, shapes)
+        for path in (*partial.iterdir(), partial):
+            write_through(path)  # under its final name it is whole, also after a power cut
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(partial, directory)
+        write_through(directory.parent)
 
 
 def plan_shards(shapes: Shapes, limit_bytes: int, element_bytes: int) -> list[list[str]]:

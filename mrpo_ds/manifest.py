@@ -32,6 +32,16 @@ def write_through(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_atomic(path: Path, data: bytes) -> None:
+    """Give path new content so that a crash leaves the old or the new one, never a part. Raises OSError."""
+    beside = path.with_name(f"{path.name}.tmp")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
 def damage(directory: Path, manifest: Manifest) -> str:
     """What is wrong with the first damaged file, or "" when all are as the manifest says. Sizes come first."""
     for name, (size, _) in manifest.items():

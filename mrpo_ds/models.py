@@ -213,7 +213,9 @@ def fingerprint(config: AnyModelConfig) -> str:
 
 
 def weights_digest(config: AnyModelConfig) -> str:
-    """A name for a model's weights that no change escapes: a Hub id and commit, or SHA-256 of every local byte.
+    """A name for a model that no change escapes: a Hub id and commit, or SHA-256 of every local byte.
+
+    That is its weights, its config.json and, where its own code is trusted, that too.
 
     Raises ConfigError when the model is not there.
     """
@@ -226,6 +228,8 @@ def weights_digest(config: AnyModelConfig) -> str:
         return f"{config.path}@{Path(found).parent.name}"  # <cache>/snapshots/<commit>/config.json
     paths = [directory / "config.json"]
     paths += sorted(path for pattern in WEIGHT_FILES for path in directory.glob(pattern))
+    if config.trust_remote_code:
+        paths += sorted(directory.glob("*.py"))
     with ThreadPoolExecutor(READERS) as pool:  # hashing leaves the interpreter to others
         parts = [f"{path.name} {found}" for path, found in zip(paths, pool.map(checksum, paths), strict=True)]
     return f"SHA-256 {hashlib.sha256(repr(parts).encode()).hexdigest()}"

@@ -26,6 +26,7 @@ from mrpo_ds.distributed.collectives import gather_objects
 from mrpo_ds.distributed.orders import Orders
 from mrpo_ds.distributed.worlds import World
 from mrpo_ds.engine import DeepSpeedEngine, full_shape, gathered, shard_frozen
+from mrpo_ds.errors import ConfigError
 from mrpo_ds.export import check_names, export_model, exported_shapes
 from mrpo_ds.material import POLICY, Material, Speaker, run_settings
 from mrpo_ds.memory import peak_memory_gib
@@ -64,10 +65,10 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
         check_restorable(config.deepspeed, read_ds_config(config.deepspeed))
         checkpoints.check(resume)  # before the minutes that large models take to load
     engine, layout = _policy_engine(material, world, report)
-    if resume or config.checkpoint.every_steps:
-        engine.check_shares()
+    restorable = _restorable(config, engine, needed=resume is not None or config.checkpoint.every_steps > 0)
     references = _reference_client(material, world, report, lambda: orders.stop is not None)
     state = checkpoints.load(engine, resume) if resume else TrainState()
+    tracker = _tracker(config, run_dir, state.step) if world.is_main else None
     run = PolicyRun(
         config=config,
         engine=engine,
@@ -75,10 +76,11 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
         references=references,
         batcher=material.batcher(layout, world.rank, world.size, world.device),
         checkpoints=checkpoints,
-        tracker=_tracker(config, run_dir, state.step) if world.is_main else None,
+        tracker=tracker,
         report=report,
         orders=orders,
-        budget=_budget(config, engine) if world.is_main else None,
+        budget=_budget(config, engine, tracker) if tracker else None,
+        restorable=restorable,
         state=state,
     )
     rows = read_jsonl(run_dir / "evals.jsonl") if world.is_main and state.step else []
@@ -126,9 +128,22 @@ def run_score(material: Material, world: World, report: Report) -> None:
         scorer.check_kept()
 
 
-def _budget(config: Config, engine: DeepSpeedEngine) -> Budget:
+def _budget(config: Config, engine: DeepSpeedEngine, tracker: Tracker) -> Budget:
     numbers = sum(math.prod(full_shape(parameter)) for parameter in engine.scorer.model.parameters())
-    return make_budget(config.train.max_seconds, psutil.Process().create_time(), BYTES_PER_PARAMETER * numbers)
+    started = psutil.Process().create_time()
+    return make_budget(config.train.max_seconds, started, BYTES_PER_PARAMETER * numbers, tracker.goodbye_seconds)
+
+
+def _restorable(config: Config, engine: DeepSpeedEngine, needed: bool) -> bool:
+    """Whether a checkpoint of the engine can be restored; the same on every rank. If needed, raises what forbids it."""
+    try:
+        check_restorable(config.deepspeed, read_ds_config(config.deepspeed))
+        engine.check_shares()
+    except ConfigError:
+        if needed:
+            raise
+        return False
+    return True
 
 
 def _policy_engine(material: Material, world: World, report: Report) -> tuple[DeepSpeedEngine, Layout]:
@@ -185,8 +200,7 @@ def _stored_scorers(
     for one, memory in zip(references, memories, strict=True):
         load = partial(_reference_scorer, one, material, world, report)
         tolerance = TOLERANCE_NATS[resolve_dtype(one.dtype, world.device)]
-        every = config.checkpoint.every_steps
-        scorers.append(remember(memory, load, material.splits, tolerance, world.device, every))
+        scorers.append(remember(memory, load, material.splits, tolerance, world.device))
     return scorers
 
 

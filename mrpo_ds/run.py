@@ -24,28 +24,20 @@ from mrpo_ds.distributed.watch import Limits
 from mrpo_ds.distributed.worlds import Rendezvous, World, leave, open_rendezvous, split
 from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError, MrpoError, ReferenceError, require
 from mrpo_ds.material import Material, prepare
-from mrpo_ds.session import run_in_session
+from mrpo_ds.session import run_ranks
 
-VISIBLE = "MRPO_DS_CUDA_VISIBLE_DEVICES"
-"""The user's CUDA_VISIBLE_DEVICES, which the deepspeed launcher overwrites when it is told a number of GPUs."""
-MASTER = "MRPO_DS_MASTER_ADDR"
-"""Where our ranks meet when topology.interface says so; the deepspeed launcher knows 127.0.0.1 only on one machine."""
 CHECKED = "MRPO_DS_CHECKED"
 """Set for the processes of a launcher that we start after a check of our own."""
 
 
 def train(config: Config, config_path: str, overrides: list[str], resume: str) -> int:
     """The train command, inside or outside a launcher. Returns the exit code."""
-    if VISIBLE in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE]  # before anything asks for a GPU
-    if MASTER in os.environ:
-        os.environ["MASTER_ADDR"] = os.environ[MASTER]
     announce_cpu()
     launch = read_launch(os.environ)
     if launch is None:
         configure_console(True)
         check_run(config, resume)
-        return _start_launcher(config, ["train", config_path, *overrides, "--resume", resume])
+        return _start_ranks(config, ["train", config_path, *overrides, "--resume", resume])
     configure_console(launch.rank == 0)
     topology = build_topology(config)
     check_world_size(topology, launch.world_size)
@@ -54,8 +46,6 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
 
 def score(config: Config, config_path: str, overrides: list[str]) -> int:
     """The score command, inside a launcher (any number of processes) or outside. Returns the exit code."""
-    if VISIBLE in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE]
     announce_cpu()
     launch = read_launch(os.environ)
     configure_console(launch is None or launch.rank == 0)
@@ -63,7 +53,7 @@ def score(config: Config, config_path: str, overrides: list[str]) -> int:
     if launch is None:
         check_models(config)
         prepare(config)
-        return _start_launcher(config, ["score", config_path, *overrides])
+        return _start_ranks(config, ["score", config_path, *overrides])
     # Every process takes a share of every reference's rows, so all of them are one role.
     topology = replace(config.topology, policy=launch.world_size, placement="stored", store_missing="score")
     return _run_process(replace(config, topology=topology), launch, None)
@@ -172,25 +162,24 @@ def _agree(config: Config, launch: Launch, rendezvous: Rendezvous, resume: str) 
     return checkpoint
 
 
-def _start_launcher(config: Config, arguments: list[str]) -> int:
-    """Run this command under the deepspeed launcher on this machine, with as many processes as there are ranks."""
+def _start_ranks(config: Config, arguments: list[str]) -> int:
+    """Run this command on this machine as many times as there are ranks, and be their launcher."""
     ranks = build_topology(config).world_size
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--log_level", "error"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--module", "mrpo_ds", *arguments]
-    environment = dict(os.environ)
-    environment[CHECKED] = "1"
-    environment.setdefault(TOKEN, secrets.token_hex(16))
-    if config.topology.interface:
-        environment[MASTER] = address_of(config.topology.interface)
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        environment[VISIBLE] = os.environ["CUDA_VISIBLE_DEVICES"]
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    log(f"starting {ranks} processes with the deepspeed launcher ({build_topology(config).describe()})")
-    code, told = run_in_session(command, environment)
-    if told and code:
-        return RUN_AGAIN
-    return code if code in (0, 1, 2, RUN_AGAIN) else _failure_code(config)
+    interface = config.topology.interface
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)),
+        "TOKENIZERS_PARALLELISM": "false",
+        TOKEN: secrets.token_hex(16),
+        **os.environ,
+        "MASTER_ADDR": address_of(interface) if interface else "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        CHECKED: "1",
+    }
+    log(f"starting {ranks} processes on this machine ({build_topology(config).describe()})")
+    code, told = run_ranks([sys.executable, "-u", "-m", "mrpo_ds", *arguments], environment, ranks)
+    if code in (0, 1, 2, RUN_AGAIN):
+        return code
+    return RUN_AGAIN if told else _failure_code(config)
 
 
 def _failure_code(config: Config) -> int:

@@ -11,7 +11,7 @@ import math
 import netrc
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from mrpo_ds.config.schema import TrackingConfig, WandbConfig
 from mrpo_ds.console import log
 from mrpo_ds.errors import ConfigError, DataError
+from mrpo_ds.manifest import write_atomic
+from mrpo_ds.wandb_files import logged_steps
 
 if TYPE_CHECKING:
     import wandb
@@ -62,16 +64,6 @@ def failure_file(run_dir: Path, step: int) -> Path:
     return run_dir / "failures" / f"step-{step:08d}.json"
 
 
-def _write_atomic(path: Path, data: bytes) -> None:
-    """Give path new content so that a crash leaves the old or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _to_json(value: object, indent: int | None = None) -> bytes:
     return (json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n").encode()
 
@@ -95,7 +87,7 @@ class _RowFile:
         self.lost = 0
         self._path = path
         kept = [line for line, row in _read_lines(path) if row.get("step", 0) <= resume_step] if resume_step else []
-        _write_atomic(path, b"".join(kept))
+        write_atomic(path, b"".join(kept))
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         try:
@@ -124,18 +116,29 @@ class _RowFile:
 class _WandbSink:
     """A W&B run that may be missing: its first failure ends its use."""
 
-    def __init__(self, run_dir: Path, config: WandbConfig, resolved: dict[str, Any], resumed: bool) -> None:
+    def __init__(
+        self, run_dir: Path, config: WandbConfig, resolved: dict[str, Any], earlier: "list[_Row] | None"
+    ) -> None:
+        """earlier: the rows of a run that is resumed, of which W&B gets those that it has not."""
         self._run: wandb.Run | None = None
+        self._known: Callable[[str, int], bool] = lambda prefix, step: False
         mode = _requested_mode(config.mode)
         if mode != "disabled":
             with self._guarded("start"):
-                self._run = _start_wandb(run_dir.resolve(), config, mode, resolved, resumed)
+                self._run = _start_wandb(run_dir.resolve(), config, mode, resolved, earlier is not None)
+                self._known = _what_it_knows(run_dir, self._run) if earlier else self._known
+            for row in sorted(earlier or [], key=lambda row: row[1]):
+                self.log(*row)
 
-    def log(self, prefix: str, step: int, metrics: Mapping[str, float]) -> None:
-        if self._run is not None:
+    def log(self, prefix: str, step: int, metrics: Mapping[str, float | None]) -> None:
+        if self._run is not None and not self._known(prefix, step):
             with self._guarded("log"):
-                row = {f"{prefix}/{name}": value for name, value in metrics.items()}
-                self._run.log({**row, "train/global_step": step})
+                row = {f"{prefix}/{name}": math.nan if value is None else value for name, value in metrics.items()}
+                self._run.log({**row, "train/global_step": step}, step=step)
+
+    @property
+    def is_used(self) -> bool:
+        return self._run is not None
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         if self._run is not None:
@@ -156,6 +159,18 @@ class _WandbSink:
         except Exception as error:  # any type: wandb's service, disk and network each throw their own
             self._run = None
             log(f"warning: W&B failed to {verb} ({_reason(error)}); the run goes on without it")
+
+
+_Row = tuple[str, int, dict[str, float | None]]
+"""'train' | 'eval', step, metrics."""
+
+
+def _what_it_knows(run_dir: Path, run: "wandb.Run") -> Callable[[str, int], bool]:
+    """Whether W&B already has the row of a kind and step: a server says so itself, files are looked into."""
+    if not run.offline:
+        return lambda prefix, step: step < run.starting_step
+    known = logged_steps(run_dir, str(run.id))
+    return lambda prefix, step: (prefix, step) in known
 
 
 def _reason(error: Exception) -> str:
@@ -276,8 +291,13 @@ class Tracker:
             self._metrics = _RowFile(run_dir / "metrics.jsonl", resume_step)
             self._evals = _RowFile(run_dir / "evals.jsonl", resume_step)
         except OSError as error:
-            raise ConfigError(f"output_dir {run_dir} cannot be written: {error}. Choose another.") from error
-        self._wandb = _WandbSink(run_dir, config.wandb, resolved, resumed=resume_step > 0)
+            raise ConfigError(
+                f"output_dir {run_dir} cannot be written: {error}. Make room or give leave to write"
+                + (" and resume again." if resume_step else ", or choose another.")
+            ) from error
+        files = {"train": "metrics.jsonl", "eval": "evals.jsonl"}
+        kept = [(kind, row.pop("step"), row) for kind, name in files.items() for row in read_jsonl(run_dir / name)]
+        self._wandb = _WandbSink(run_dir, config.wandb, resolved, kept if resume_step else None)
 
     def log_step(self, step: int, metrics: dict[str, float]) -> None:
         """Append the row of an optimizer step (counted from 1); non-finite values become null. Never raises OSError."""
@@ -298,7 +318,7 @@ class Tracker:
         """Write what is known of a step that failed to its failure_file. Never raises OSError."""
         try:
             path.parent.mkdir(exist_ok=True)
-            _write_atomic(path, _to_json(record, indent=2))
+            write_atomic(path, _to_json(record, indent=2))
         except OSError as error:
             log(f"warning: {path} cannot be written ({error})")
 
@@ -313,12 +333,17 @@ class Tracker:
         if lost:
             summary = {**summary, "lost_metric_rows": lost}
         try:
-            _write_atomic(self._run_dir / "summary.json", _to_json(summary, indent=2))
+            write_atomic(self._run_dir / "summary.json", _to_json(summary, indent=2))
         except OSError as error:
             log(f"warning: summary.json cannot be written ({error})")
         if self._plots:
             self._draw()
         self._wandb.finish(summary, exit_code)
+
+    @property
+    def goodbye_seconds(self) -> float:
+        """How long stop may take."""
+        return WANDB_FINISH_SECONDS if self._wandb.is_used else 0.0
 
     def stop(self, exit_code: int) -> None:
         """Close W&B before the run is done: it may go on later under the same id."""

@@ -90,6 +90,8 @@ class PolicyRun:
     """Why to stop, on the policy's first rank; the others hear of it from that one."""
     budget: Budget | None
     """On the policy's first rank."""
+    restorable: bool = True
+    """Whether a checkpoint of this engine can be restored; if not, none is written."""
     state: TrainState = field(default_factory=TrainState)
     evals: dict[str, dict[str, float]] = field(default_factory=dict)
     """Held-out metrics before and after training, for the summary."""
@@ -120,7 +122,7 @@ class PolicyRun:
             self._evaluate(held_out)
         with progress(len(batches), "training", "step") as bar:
             for batch in batches:
-                self._stop_if_asked()
+                self._stop_if_due()
                 self._step(batch, answers)
                 self.checkpoints.poll()
                 bar.update(1)
@@ -131,13 +133,20 @@ class PolicyRun:
         self.evals["after"] = self._evaluate(held_out)
         self.report("checkpoint", self.state.step)
         self.checkpoints.finish()
+        self.orders.open = self.checkpoints.newest != self.state.step  # once all is saved, a signal may end the export
+        self._stop_if_asked()
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_due(self) -> None:
         """Raise Stopped, on every rank, when the first one has been asked to stop or runs out of time."""
         if self.budget:
-            self.budget.took("checkpoint", self.checkpoints.seconds)
-            if over := self.budget.over(self._due(self.config.evaluate.every_steps, self.state.step + 1)):
+            if self.checkpoints.seconds:
+                self.budget.took("checkpoint", self.checkpoints.seconds)
+            evaluates = self._due(self.config.evaluate.every_steps, self.state.step + 1)
+            if over := self.budget.over(evaluates, 2 if self.checkpoints.pending else 1):
                 self.orders.give(over)
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
         asked = torch.tensor([self.orders.stop is not None], dtype=torch.float32, device=self.engine.device)
         if broadcast_from_leader(asked).item():
             self._stop("stopped by the policy's first rank")
@@ -148,11 +157,13 @@ class PolicyRun:
         if self.tracker:
             self.tracker.stop(RUN_AGAIN)
         kept = f"step {self.checkpoints.newest} is saved" if self.checkpoints.newest else "no step is saved"
+        if not self.restorable:
+            kept = "no step is saved, since what this ds_config makes cannot be restored"
         raise Stopped(f"{why}; {kept}, run again with --resume auto")
 
     def _keep(self) -> None:
         """Save this step, if anything was trained, and wait until it is there."""
-        if self.state.step:
+        if self.state.step and self.restorable:
             self._save()
             self.checkpoints.finish()
 
@@ -253,7 +264,7 @@ class PolicyRun:
 
     def _one_by_one(self, held_out: "list[_Answered]") -> Iterator[ScoredBatch]:
         for answered in held_out:
-            self._stop_if_asked()
+            self._stop_if_due()
             self.report("evaluate", self.state.step)
             yield self._scored(answered)
 

@@ -15,6 +15,7 @@ from yaml import YAMLError
 from mrpo_ds.config.schema import MISSING, Config, LossConfig
 from mrpo_ds.config.validate import settle_loss, validate_sections
 from mrpo_ds.errors import ConfigError, require
+from mrpo_ds.manifest import write_atomic
 from mrpo_ds.registry import load_by_file_name
 
 ALLOWED = {
@@ -51,8 +52,14 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration; loading it again gives the same Config."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))), encoding="utf-8")
+    """Write the resolved configuration, whole or not at all; loading it again gives the same Config.
+
+    Raises ConfigError when it cannot be written.
+    """
+    try:
+        write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(to_dict(config))).encode())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}; make room or give leave.") from error
 
 
 def _read_yaml(path: str) -> DictConfig:

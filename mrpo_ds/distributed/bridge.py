@@ -87,11 +87,12 @@ class Bridge:
     def _wait(self, posted: "_Posted", stop_asked: Callable[[], bool] = lambda: False) -> list[Tensor]:
         work, outputs = posted
         while True:
+            done = work.is_completed()  # asked before: what completes just after LOOK_UP is no failure
             try:
                 work.wait(LOOK_UP)
                 return outputs
             except RuntimeError as error:
-                if work.is_completed():  # or the time to look up has come, and the wait goes on
+                if done:  # or the time to look up has come, and the wait goes on
                     raise self._broken(error) from error
             if stop_asked():
                 raise Interrupted("asked to stop")

@@ -31,6 +31,9 @@ from mrpo_ds.distributed.wire import Line, listen
 from mrpo_ds.distributed.worlds import Rendezvous
 from mrpo_ds.errors import RUN_AGAIN
 
+STRANGER_SECONDS = 10.0
+"""How long a connection may be silent before it says which rank it is."""
+
 
 class Judge:
     """The watch of global rank 0 over all."""
@@ -49,7 +52,8 @@ class Judge:
         self._orders = orders
         self._selector = selector
         self._lines: dict[int, Line] = {}
-        self._strangers: dict[int, Line] = {}
+        self._strangers: dict[int, tuple[Line, float]] = {}
+        """By descriptor: who has not said yet which rank it is, and since when."""
         now = time.monotonic()
         self._peers = {rank: Peer(None, now, now) for rank in range(topology.world_size)}
         self._troubles: dict[int, Word] = {}
@@ -70,7 +74,7 @@ class Judge:
         if key.fileobj is self._server:
             with contextlib.suppress(OSError):  # gone again before it was here
                 connection, _ = self._server.accept()
-                self._strangers[connection.fileno()] = Line(connection)
+                self._strangers[connection.fileno()] = (Line(connection), now)
                 self._selector.register(connection, selectors.EVENT_READ)
         elif key.fd in self._strangers:
             self._meet(key.fd, now)
@@ -80,6 +84,8 @@ class Judge:
     def say(self, word: Word, now: float, due: bool) -> None:
         """See Watch."""
         self._take_word(0, word, now)
+        for descriptor in [one for one, (_, since) in self._strangers.items() if now - since > STRANGER_SECONDS]:
+            self._part_from(descriptor).close()
         order = self._orders.stop.reason if self._orders.stop else ""
         # The others need to know that it lives, not every step of it.
         if due or word.status == "done" or order != self._order:
@@ -153,14 +159,19 @@ class Judge:
             line.close()
         self._server.close()
 
+    def _part_from(self, descriptor: int) -> Line:
+        """Take a connection from the strangers; it is still open."""
+        line, _ = self._strangers.pop(descriptor)
+        self._selector.unregister(line.socket)
+        return line
+
     def _meet(self, descriptor: int, now: float) -> None:
         """The first word on a connection says which rank it is."""
-        line = self._strangers[descriptor]
+        line, _ = self._strangers[descriptor]
         words = line.read()
         if words == []:
             return
-        del self._strangers[descriptor]
-        self._selector.unregister(line.socket)
+        self._part_from(descriptor)
         hello = words[0] if words else {}
         rank = hello.get("rank")
         known = self._rendezvous  # whoever else finds the port is not of this run
@@ -192,7 +203,7 @@ class Judge:
         if word.stop and not (known.word and known.word.stop):
             who = "" if rank == 0 else f"{describe(self._topology, rank, word)} was "
             if self._orders.open:
-                self._give(f"{who}{word.stop}: the run stops after this step, with a checkpoint")
+                self._give(f"{who}{word.stop}: the run stops as soon as its work is saved")
             else:  # nothing is there to be saved
                 word = replace(word, status="stopping", reason=word.stop, exit_code=RUN_AGAIN)
         if word.status not in ("running", "done") and rank not in self._troubles:

@@ -21,9 +21,16 @@ class Launchers:
     def gone(self) -> str:
         """Which launcher is gone, for a message; "" when all are there."""
         for process in self._watched:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            if not _lives(process):
                 return f"the launcher (process {process.pid}) is gone"
         return ""
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:  # gone between the two
+        return False
 
 
 def _is_python(process: psutil.Process) -> bool:

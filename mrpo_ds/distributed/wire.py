@@ -41,7 +41,7 @@ class Line:
         *lines, self._rest = (self._rest + data).split(b"\n")
         try:
             words = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):  # a stranger may send anything
             return None
         speaks = len(self._rest) < LONGEST_LINE and all(isinstance(word, dict) for word in words)
         return words if speaks else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_ds.errors import ConfigError
-from mrpo_ds.reference.shards import DamagedShard, Rows, abandoned, read_shard, shards_of, write_shard
+from mrpo_ds.reference.shards import DamagedShard, UnreadableShard, abandoned, merge_shards, read_shard, shards_of
 from mrpo_ds.reference.store import ABOUT, folder_of
 
 SHARD_ROWS = 1 << 20
@@ -55,28 +55,29 @@ def _verify(folder: Path) -> bool:
 def _prune(folder: Path) -> bool:
     """Remove abandoned and damaged files, and merge small shards; a merged one is there before its parts go."""
     gone = abandoned(folder)
-    parts: list[tuple[Path, Rows]] = []
+    parts: list[tuple[Path, int]] = []
     for path in shards_of(folder):
         try:
-            rows = read_shard(path)
+            rows = len(read_shard(path))
+        except UnreadableShard as error:  # it may be whole: it stays
+            print(error)
         except DamagedShard:
             gone.append(path)
         except FileNotFoundError:
             continue
         else:
-            if len(rows) < SHARD_ROWS:
+            if rows < SHARD_ROWS:
                 parts.append((path, rows))
+    for path in gone:  # before anything is merged: the result may have the name of a damaged one
+        path.unlink(missing_ok=True)
     merged = 0
     while len(parts) > 1:
-        group: list[tuple[Path, Rows]] = []
-        while parts and sum(len(rows) for _, rows in group) < SHARD_ROWS:
+        group: list[tuple[Path, int]] = []
+        while parts and sum(rows for _, rows in group) < SHARD_ROWS:
             group.append(parts.pop(0))
-        whole = write_shard(folder, group[0][1].merged(*(rows for _, rows in group[1:])))
-        gone += [path for path, _ in group if path != whole]
-        merged += len(group)
-    for path in gone:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another process merges them
+            merge_shards(folder, [path for path, _ in group])
+            merged += len(group)
     print(f"{folder}: removed {len(gone)} files, {merged} shards merged, {_rows(folder)} responses")
     return True
 

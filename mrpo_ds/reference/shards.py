@@ -41,6 +41,10 @@ class DamagedShard(ReferenceError):
     """A shard's bytes are not those that were written."""
 
 
+class UnreadableShard(DamagedShard):
+    """A shard cannot be read; whether it is damaged is not known."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """N sequences that one reference has scored."""
@@ -95,6 +99,16 @@ def write_shard(folder: Path, rows: Rows) -> Path:
     return path
 
 
+def merge_shards(folder: Path, parts: Sequence[Path]) -> Path:
+    """Make one shard of several, which go when it is there. Raises like read_shard and write_shard."""
+    first, *others = (read_shard(path) for path in parts)
+    whole = write_shard(folder, first.merged(*others))
+    for path in parts:
+        if path != whole:
+            path.unlink(missing_ok=True)
+    return whole
+
+
 def put(path: Path, content: bytes) -> None:
     """Make a file that is there whole or not at all, and survives a power cut. Raises ReferenceError if it cannot."""
     unfinished = path.with_name(f".{path.name[:24]}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
@@ -120,7 +134,7 @@ def read_shard(path: Path) -> Rows:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DamagedShard(f"{path}: {error.strerror}") from error
+        raise UnreadableShard(f"{path}: {error.strerror}") from error
     if path.name != f"{PREFIX}{hashlib.sha256(content).hexdigest()}{SUFFIX}":
         raise DamagedShard(f"{path} has changed since it was written (SHA-256)")
     table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))

@@ -8,6 +8,7 @@ them are scored: whatever tokenizer, template, truncation, file or split they ca
 log-prob, and other ids are never found.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -21,11 +22,13 @@ import torch
 
 from mrpo_ds.data.rendering import Encoded
 from mrpo_ds.errors import ReferenceError
-from mrpo_ds.reference.shards import Rows, key_of, put, read_folder, write_shard
+from mrpo_ds.reference.shards import DamagedShard, Rows, key_of, merge_shards, put, read_folder, write_shard
 
 FORMAT = 1
 """Rises when other code would give the same weights and token ids other log-probs."""
 ABOUT = "about.json"
+SMALL_SHARDS = 64
+"""So many shards of one process become one."""
 MERGE_ROWS = 1 << 16
 """So many new rows are kept in a dictionary before they are sorted into the table."""
 
@@ -41,6 +44,7 @@ class ReferenceStore:
         self._set_table(table)
         self._recent: dict[tuple[int, int], tuple[float, int]] = {}
         self._unwritten: list[tuple[int, int]] = []
+        self._small: list[Path] = []
 
     def __len__(self) -> int:
         return len(self._table) + len(self._recent)
@@ -71,11 +75,19 @@ class ReferenceStore:
         if self._unwritten:
             if not os.path.exists(self.folder / ABOUT):  # False too where we may not look: put then says why
                 put(self.folder / ABOUT, (json.dumps(self._about, indent=2) + "\n").encode())
-            write_shard(self.folder, self._rows(self._unwritten))
+            self._small.append(write_shard(self.folder, self._rows(self._unwritten)))
             self._unwritten = []
+            self._merge_small_shards()
         if len(self._recent) > MERGE_ROWS:
             self._set_table(self._table.merged(self._rows(list(self._recent))))
             self._recent = {}
+
+    def _merge_small_shards(self) -> None:
+        """Every batch makes a shard; a long run shall not leave a directory of millions."""
+        if len(self._small) >= SMALL_SHARDS:
+            with contextlib.suppress(DamagedShard, FileNotFoundError):  # damage is said when they are read for use
+                merge_shards(self.folder, self._small)
+            self._small = []
 
     def _set_table(self, table: Rows) -> None:
         self._table, self._highs = table, table.keys[:, 0].contiguous()

@@ -21,8 +21,6 @@ from mrpo_ds.errors import ConfigError, ReferenceError
 from mrpo_ds.reference.scoring import ReferenceScorer, Scored, by_prompt, lengths_of
 from mrpo_ds.reference.store import ReferenceStore
 
-FLUSH_SECONDS = 30.0
-"""How much work a killed run may have to do again."""
 CHECKED_AT_ONCE = 32
 """Rows of the check that are scored in one go, for each rank."""
 
@@ -107,7 +105,6 @@ def remember(
     splits: Splits,
     tolerance: float,
     device: torch.device,
-    flush_every: int,
 ) -> "StoredScorer":
     """The reference as it answers from now on; its model is loaded only if a row is missing or to be checked.
 
@@ -117,27 +114,24 @@ def remember(
         splits: the rows as text, for messages.
         tolerance: how far a stored log-prob may be from the model's, nats, times the root of its tokens.
         device: where answers are.
-        flush_every: optimizer steps between checkpoints, whose rows are written before they are answered; 0 for none.
 
     Raises ReferenceError when a stored row of the sample is not what the model says.
     """
     scorer = load() if memory.survey.missing or memory.survey.sample else None
     if scorer is not None:
         _check(memory, scorer, splits, tolerance)
-    return StoredScorer(memory, scorer if memory.survey.missing else None, device, flush_every)
+    return StoredScorer(memory, scorer if memory.survey.missing else None, device)
 
 
 class StoredScorer:
     """Answers from the store, and scores what is not there. A Scorer."""
 
-    def __init__(self, memory: Memory, scorer: ReferenceScorer | None, device: torch.device, flush_every: int) -> None:
+    def __init__(self, memory: Memory, scorer: ReferenceScorer | None, device: torch.device) -> None:
         """Scorer is None when every row is stored. See remember."""
         self._memory = memory
         self._store = memory.store
         self._scorer = scorer
         self._device = device
-        self._flush_every = flush_every
-        self._flushed = time.monotonic()
 
     def score(self, batch: Batch) -> Scored:
         """See Scorer."""
@@ -148,7 +142,7 @@ class StoredScorer:
         missing = logps.isnan().nonzero().flatten().tolist()
         if missing:
             logps[missing] = self._scored([sequences[index] for index in missing])
-        self._flush_if_due(batch)
+            self.close()  # what a checkpoint rests on is on the disk before it: a resumed run reads the same bits
         return Scored(
             logps=by_prompt(logps, encoded),
             lengths=lengths_of(encoded, self._device),
@@ -161,7 +155,6 @@ class StoredScorer:
         """Write what is not yet written; a failure is a warning, since the run has its numbers."""
         if self._store is None:
             return
-        self._flushed = time.monotonic()
         try:
             self._store.flush()
         except ReferenceError as error:
@@ -191,13 +184,6 @@ class StoredScorer:
         if self._store is not None:
             self._store.add(sequences, logps.tolist())
         return logps
-
-    def _flush_if_due(self, batch: Batch) -> None:
-        # What a checkpoint rests on is on the disk before it: a run resumed from it reads the same bits.
-        step = batch.step + 1
-        at_checkpoint = batch.split.startswith("train") and self._flush_every > 0 and step % self._flush_every == 0
-        if at_checkpoint or time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self.close()
 
 
 def _check(memory: Memory, scorer: ReferenceScorer, splits: Splits, tolerance: float) -> None:

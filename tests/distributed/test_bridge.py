@@ -4,12 +4,14 @@ import os
 import signal
 import time
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import psutil
 import pytest
 import torch
 
+from mrpo_ds.distributed import bridge as bridge_module
 from mrpo_ds.distributed.bridge import Bridge, BrokenBridge, Interrupted
 from mrpo_ds.distributed.collectives import broadcast_from_leader, sum_over_ranks
 from mrpo_ds.distributed.launch import Launch
@@ -75,6 +77,28 @@ def test_every_message_arrives_whole_and_in_order(topology: Topology, run_ahead:
     results = run_ranks(exchange, topology, sizes, run_ahead)
     for rank in topology.policy.ranks:
         assert results[rank] == [True] * len(sizes)
+
+
+def exchange_at_the_last_moment(topology: Topology, launch: Launch, count: int) -> list[bool]:
+    """Exchange so many messages, all of which arrive about when the policy looks up from its wait."""
+    bridge_module.LOOK_UP = timedelta(milliseconds=2)
+    world = enter(topology, launch)
+    bridge = Bridge(world)
+    right = []
+    if world.role.is_policy:
+        for message, received in enumerate(bridge.receive([3] * count, 0)):
+            right.append(bool((received[0] == content(0, message, 3)).all()))
+    else:
+        for message in range(count):
+            time.sleep(0.001 + 0.002 * (message % 50) / 50)
+            bridge.send(content(0, message, 3))
+    finish(world)
+    return right
+
+
+def test_a_message_that_arrives_just_as_the_wait_is_over_is_received() -> None:
+    topology = make_topology(1, a=1)
+    assert run_ranks(exchange_at_the_last_moment, topology, 1000)[0] == [True] * 1000
 
 
 # ---- the run-ahead ---------------------------------------------------------------------------------------------------

@@ -278,9 +278,7 @@ def test_a_signal_to_any_rank_lets_the_policy_finish_its_step(rank: int) -> None
     told = ranks.send_signal(signal.SIGUSR1, rank)
     outcomes = ranks.finish()
     (message,) = errors(outcomes)
-    assert re.search(
-        r"stopped by SIGUSR1: the run stops after this step, with a checkpoint; step \d+ is saved", message
-    )
+    assert re.search(r"stopped by SIGUSR1: the run stops as soon as its work is saved; step \d+ is saved", message)
     assert all(outcome.exit_code == RUN_AGAIN and outcome.ended - told < SOON for outcome in outcomes.values())
 
 
@@ -372,6 +370,7 @@ def meet_strangers(topology: Topology, launch: Launch) -> None:
             b'{"rank": 1, "proof": "guess"}\n{}\n',
             b"[1]\n",
             b"\xff" * 100_000,
+            b"[" * 60_000 + b"\n",
             b"",
         )
         for greeting in strangers:

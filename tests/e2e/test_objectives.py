@@ -340,6 +340,6 @@ def test_tied_and_unscored_rows_are_counted_when_they_are_allowed(warm_runs: Run
 
 
 def test_the_typed_command_does_the_same_to_the_bit(runs: Runs, warm_runs: Runs, variants: Any) -> None:
-    """The runs above skip the imports and the deepspeed launcher, nothing else."""
+    """The runs above skip the imports and our launcher, nothing else."""
     typed = runs.train("typed", configure(warm_runs, *VARIANTS["mdpo"]))
     assert without_clock(typed.metrics) == without_clock(variants("mdpo").metrics)

@@ -75,7 +75,7 @@ def test_a_killed_launcher(victims: Victims, whole: Path, launcher: str, process
     path, directory = victims.config(name, settings(victims.root))
     run = victims.launch(launcher, path, Fault(phase, step, process, delay=delay, pause=3.0))
     seconds = seconds_to_end(path)
-    assert run.returncode, "the launcher was killed"
+    assert run.returncode or (launcher, process) == ("deepspeed", "launcher"), "its runner says 0 all the same"
     messages = errors(run.stderr)
     assert len(messages) <= 1 and "Traceback" not in run.stderr
     if moment not in ("export",):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from mrpo_ds.config.schema import TrackingConfig, WandbConfig
 from mrpo_ds.console import configure_console, log, progress
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.tracking import Tracker, read_jsonl
+from mrpo_ds.wandb_files import steps_in
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES_ONLY = TrackingConfig(wandb=WandbConfig(mode="disabled"), plots=False)
@@ -53,8 +55,10 @@ def open_tracker(run_dir: Path, config: TrackingConfig = FILES_ONLY, resume_step
     return Tracker(run_dir, config, {"model": {"path": "tiny"}}, resume_step)
 
 
-def run_script(body: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run body in a fresh interpreter, arguments in sys.argv, the run directory first; it must not fail."""
+def run_script(
+    body: str, *arguments: object, expected: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run body in a fresh interpreter, arguments in sys.argv, the run directory first; it must end as expected."""
     head = """
         import sys
         from pathlib import Path
@@ -63,11 +67,11 @@ def run_script(body: str, *arguments: object, **environment: str) -> subprocess.
         console.configure_console(enabled=True)
         tracking.WANDB_START_SECONDS = tracking.WANDB_FINISH_SECONDS = 2.0
         run_dir = Path(sys.argv[1])
-        def open_tracker(mode):
-            return tracking.Tracker(run_dir, TrackingConfig(wandb=WandbConfig(mode=mode), plots=False), {}, 0)
+        def open_tracker(mode, step=0):
+            return tracking.Tracker(run_dir, TrackingConfig(wandb=WandbConfig(mode=mode), plots=False), {}, step)
     """
     script = textwrap.dedent(head) + textwrap.dedent(body)
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         cwd=REPOSITORY,
         env={**os.environ, **environment},
@@ -75,8 +79,18 @@ def run_script(body: str, *arguments: object, **environment: str) -> subprocess.
         capture_output=True,
         text=True,
         timeout=60,
-        check=True,
     )
+    assert done.returncode == expected, done.stderr
+    return done
+
+
+def logged(run_dir: Path) -> dict[str, list[int]]:
+    """By kind of row, the steps that all offline files of a run hold together."""
+    found: dict[str, list[int]] = {"train": [], "eval": []}
+    for path in run_dir.glob("wandb/offline-run-*/*.wandb"):
+        for kind, step in steps_in(path):
+            found[kind].append(step)
+    return found
 
 
 class FullDisk(io.StringIO):
@@ -293,6 +307,25 @@ class TestWandb:
         text = capsys.readouterr().err
         assert "warning" not in text and "W&B offline; upload with: wandb sync" in text
         assert all(line.startswith("mrpo-ds | ") for line in text.splitlines())
+
+    def test_after_a_kill_the_offline_files_hold_every_step_once(self, tmp_path: Path) -> None:
+        """Few rows were in the file of the killed process, in which W&B writes block by block."""
+        killed = """
+            import os, signal
+            tracker = open_tracker("offline", int(sys.argv[2]))
+            for step in range(int(sys.argv[2]) + 1, int(sys.argv[3]) + 1):
+                tracker.log_step(step, {f"ref/{k}/weight": step + k for k in range(80)})
+                if step % 5 == 0:
+                    tracker.log_eval(step, {"loss": float("nan")})
+            if len(sys.argv) > 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            tracker.finish({}, exit_code=0)
+            """
+        run_script(killed, tmp_path, 0, 50, "kill", expected=-signal.SIGKILL)
+        run_script(killed, tmp_path, 45, 80, "kill", expected=-signal.SIGKILL)
+        run_script(killed, tmp_path, 70, 90)
+        found = logged(tmp_path)
+        assert sorted(found["train"]) == [*range(1, 91)] and sorted(found["eval"]) == [*range(5, 91, 5)]
 
     def test_a_new_run_gets_a_new_id(self, tmp_path: Path) -> None:
         (tmp_path / "wandb").mkdir()

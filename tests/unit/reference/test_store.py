@@ -18,7 +18,7 @@ from mrpo_ds.data.rendering import Encoded
 from mrpo_ds.errors import ReferenceError
 from mrpo_ds.reference import store as store_module
 from mrpo_ds.reference.shards import Rows, abandoned, key_of, read_folder, read_shard, shards_of, write_shard
-from mrpo_ds.reference.store import ReferenceStore, folder_of, open_store
+from mrpo_ds.reference.store import SMALL_SHARDS, ReferenceStore, folder_of, open_store
 from tests.store_writers import IDENTITY, prune_often, sequence, value, write_many
 from tests.support import unprivileged
 
@@ -187,6 +187,36 @@ def test_a_store_that_cannot_be_written_keeps_its_rows_for_the_next_try(tmp_path
 
 
 # ---- many processes --------------------------------------------------------------------------------------------------
+
+
+def test_prune_does_not_take_what_it_makes_for_the_damaged_shard_of_that_name(tmp_path):
+    filled(tmp_path, 1, 2), filled(tmp_path, 3)
+    assert main(["store", "prune", "--dir", str(tmp_path)]) == 0
+    (folder,) = tmp_path.iterdir()
+    (merged,) = shards_of(folder)
+    merged.write_bytes(flipped(merged.read_bytes())[0])
+    filled(tmp_path, 1, 2), filled(tmp_path, 3)  # scored again
+    assert main(["store", "prune", "--dir", str(tmp_path)]) == 0
+    assert shards_of(folder) == [merged] and found(tmp_path, 1, 2, 3) == [value(1), value(2), value(3)]
+
+
+def test_prune_leaves_what_it_cannot_read(tmp_path, capsys):
+    filled(tmp_path, 1)
+    (folder,) = tmp_path.iterdir()
+    strange = folder / "rows-strange.parquet"
+    strange.mkdir()
+    main(["store", "prune", "--dir", str(tmp_path)])
+    assert f"{strange}: Is a directory" in capsys.readouterr().out
+    assert strange.is_dir() and found(tmp_path, 1) == [value(1)]
+
+
+def test_a_process_that_writes_often_leaves_few_shards(tmp_path):
+    store = open_store(tmp_path, IDENTITY, {})
+    for number in range(3 * SMALL_SHARDS + 5):
+        store.add([sequence(number)], [value(number)])
+        store.flush()
+    assert len(shards_of(store.folder)) == 3 + 5
+    assert found(tmp_path, *range(3 * SMALL_SHARDS + 5)) == [value(n) for n in range(3 * SMALL_SHARDS + 5)]
 
 
 def test_many_writers_at_once_while_others_read_and_prune(tmp_path):

@@ -53,10 +53,10 @@ def model(material, scorer_of):
 def begin(tmp_path, material, model):
     """A run begins: (what it answers with, what it found)."""
 
-    def run(check_fraction=0.0, flush_every=0, tolerance=1e-3):
+    def run(check_fraction=0.0, tolerance=1e-3):
         store = open_store(tmp_path / "store", {"weights": "w", "dtype": "float32"}, {})
         memory = look_up(NAME, store, material.speakers[NAME].encodings, check_fraction)
-        return remember(memory, model.load, material.splits, tolerance, CPU, flush_every), memory
+        return remember(memory, model.load, material.splits, tolerance, CPU), memory
 
     return run
 
@@ -193,15 +193,16 @@ def stored_rows(begin):
 
 
 def test_what_a_checkpoint_rests_on_is_written_before_it_is_answered(begin):
-    scorer, _ = begin(flush_every=2)
-    scorer.score(BATCHES[1])  # step 1
+    scorer, _ = begin()
     assert stored_rows(begin) == 0
-    scorer.score(BATCHES[2])  # step 2
+    scorer.score(BATCHES[1])
+    assert stored_rows(begin) == 4
+    scorer.score(BATCHES[2])
     assert stored_rows(begin) == 5
 
 
 def test_a_store_that_cannot_be_written_costs_nothing_but_the_next_scoring(begin, model, capfd):
-    scorer, _ = begin(flush_every=1)
+    scorer, _ = begin()
     with unprivileged():
         first = scorer.score(BATCHES[1])
     assert "cannot be written: Permission denied" in capfd.readouterr().err
@@ -213,7 +214,7 @@ def test_a_log_prob_that_is_not_finite_is_answered_and_not_kept(tmp_path, model,
     store = open_store(tmp_path, {"weights": "broken", "dtype": "float32"}, {})
     memory = look_up(NAME, store, material.speakers[NAME].encodings, 0.0)
     broken = replace(model.load(), forward=lambda batch: torch.full((batch.table[0],), math.nan))
-    scorer = StoredScorer(memory, broken, CPU, 0)
+    scorer = StoredScorer(memory, broken, CPU)
     assert scorer.score(BATCHES[2]).logps.isnan().all() and len(store) == 0
 
 
@@ -235,6 +236,16 @@ def test_one_changed_byte_anywhere_in_the_weights_is_another_reference(tmp_path)
     assert (weights_digest(config), fingerprint(config)) == (before, quick)
     shutil.copytree(path, tmp_path / "copy")
     assert weights_digest(replace(config, path=str(tmp_path / "copy"))) == before
+
+
+def test_where_a_models_own_code_is_trusted_it_is_part_of_what_it_is(tmp_path):
+    path = make_model(tmp_path / "model")
+    trusted = ReferenceConfig(name="a", path=str(path), trust_remote_code=True)
+    digests = []
+    for code in ("x = 1\n", "x = 2\n"):
+        (path / "modeling_own.py").write_text(code)
+        digests.append((weights_digest(trusted), weights_digest(replace(trusted, trust_remote_code=False))))
+    assert digests[0][0] != digests[1][0] and digests[0][1] == digests[1][1]
 
 
 def test_a_store_is_told_apart_by_weights_and_dtype_only(tmp_path, material):
