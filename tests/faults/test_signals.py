@@ -1,5 +1,6 @@
 """Signals to ranks and to launchers: the policy finishes its step, saves it, and all exit with 75; then it goes on."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -55,7 +56,9 @@ SECONDS = 10.0
 )
 def test_a_signal_to_a_rank(victims: Victims, whole: Path, number: str, rank: int, moment: str) -> None:
     path, directory = victims.config(f"{number}-{rank}-{moment}", settings(victims.root))
-    run = victims.train(path, fault=Fault(moment, STEPS[moment], rank, number, pause=0.5))
+    run = victims.train(
+        path, fault=Fault(moment, STEPS[moment], rank, number, pause=3.0 if moment == "export" else 0.5)
+    )
     assert set(run.codes[:2] if moment == "export" else run.codes) == {75}, run.stderr[-3000:]
     (message,) = errors(run.stderr)
     assert f"stopped by {number}" in message and "Traceback" not in run.stderr
@@ -214,3 +217,18 @@ def test_the_end_of_a_slurm_job_is_a_budget(victims: Victims, minutes: int, trai
         assert "stopped by the end of the Slurm job: " in message
         check_last_step_is_saved(directory, message)
         note("wall clock", "the end of a Slurm job of a minute", 0.0, "exit 75 before it")
+
+
+def test_what_could_not_be_restored_is_not_saved(victims: Victims) -> None:
+    """A sharding that checkpoints do not know is allowed without them; then a signal stops the run without one."""
+    sharding = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+    sharding["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "ratio": 0.5}
+    file = victims.root / "ratio.json"
+    file.write_text(json.dumps(sharding))
+    config = settings(victims.root, checkpoint={"every_steps": 0}) | {"deepspeed": str(file)}
+    path, directory = victims.config("not-restorable", config)
+    run = victims.train(path, fault=Fault("train", 5, POLICY, "SIGTERM", pause=0.5))
+    assert set(run.codes) == {75}, run.stderr[-3000:]
+    (message,) = errors(run.stderr)
+    assert "no step is saved, since what this ds_config makes cannot be restored" in message
+    assert not list_checkpoints(directory / "checkpoints")
