@@ -341,7 +341,7 @@ def _check_format(path: Path) -> None:
 def _make_empty(beside: Path) -> None:
     """The directory of a new checkpoint; what interrupted ones have left goes."""
     for left in beside.parent.glob(".step-*.partial"):
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=left != beside)  # one that cannot go is in nobody's way
     (beside / TAG).mkdir(parents=True)
 
 

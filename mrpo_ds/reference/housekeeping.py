@@ -78,7 +78,7 @@ def _prune(folder: Path) -> bool:
         with contextlib.suppress(FileNotFoundError):  # another process merges them
             merge_shards(folder, [path for path, _ in group])
             merged += len(group)
-    print(f"{folder}: removed {len(gone)} files, {merged} shards merged, {_rows(folder)} responses")
+    print(f"{folder}: removed {len(gone) + merged} files, {merged} shards merged, {_rows(folder)} responses")
     return True
 
 

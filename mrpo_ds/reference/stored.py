@@ -132,6 +132,7 @@ class StoredScorer:
         self._store = memory.store
         self._scorer = scorer
         self._device = device
+        self._warned = False
 
     def score(self, batch: Batch) -> Scored:
         """See Scorer."""
@@ -142,7 +143,7 @@ class StoredScorer:
         missing = logps.isnan().nonzero().flatten().tolist()
         if missing:
             logps[missing] = self._scored([sequences[index] for index in missing])
-            self.close()  # what a checkpoint rests on is on the disk before it: a resumed run reads the same bits
+        self.close()  # what a checkpoint rests on is on the disk before it: a resumed run reads the same bits
         return Scored(
             logps=by_prompt(logps, encoded),
             lengths=lengths_of(encoded, self._device),
@@ -158,7 +159,9 @@ class StoredScorer:
         try:
             self._store.flush()
         except ReferenceError as error:
-            warn(f"warning: {error}. These rows will be scored again")
+            if not self._warned:
+                warn(f"warning: {error}. These rows will be scored again")
+            self._warned = True
 
     def check_kept(self) -> None:
         """Raise ReferenceError unless every row is in the store's files by now. Every rank must call it."""

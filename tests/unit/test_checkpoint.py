@@ -271,7 +271,10 @@ def test_an_old_one_that_cannot_be_removed_is_no_failure(
     monkeypatch.setattr(shutil, "rmtree", busy)
     save(checkpoints, 3)
     assert checkpoints.failed == []
-    assert names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
+    assert names(tmp_path) == [".step-00000001.gone.partial", "step-00000002", "step-00000003"]
+    save(checkpoints, 4)
+    assert checkpoints.failed == []
+    assert names(tmp_path)[-2:] == ["step-00000003", "step-00000004"]
 
 
 def test_a_changed_record_is_damage_too(checkpoints: Checkpoints, tmp_path: Path) -> None:

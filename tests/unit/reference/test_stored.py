@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mrpo_ds.cli import main
 from mrpo_ds.config.schema import ReferenceConfig
 from mrpo_ds.data.plan import Batch
 from mrpo_ds.errors import ConfigError, ReferenceError
@@ -120,7 +121,7 @@ def test_a_row_is_found_in_another_split_and_under_another_number(begin, materia
     scorer.score(Batch("train", 0, (5, 2)))
     elsewhere = replace(memory, encodings={"eval": [rows["train"][2], rows["train"][5]]})
     model.sequences = 0
-    found = StoredScorer(elsewhere, None, CPU, 0).score(Batch("eval", 0, (0, 1)))
+    found = StoredScorer(elsewhere, None, CPU).score(Batch("eval", 0, (0, 1)))
     assert model.sequences == 0 and found.stored == 1
 
 
@@ -141,6 +142,7 @@ def test_missing_rows_are_counted_and_refused(begin, material):
 
 
 def test_rows_of_a_damaged_shard_are_scored_again(begin, filled, model, tmp_path, material, capfd):
+    assert main(["store", "prune", "--dir", str(tmp_path / "store")]) == 0
     (shard,) = shards_of(next((tmp_path / "store").iterdir()))
     shard.write_bytes(shard.read_bytes()[:-7])
     scorer, memory = begin()
