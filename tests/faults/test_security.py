@@ -172,7 +172,7 @@ def live_run(root: Path, name: str, **topology: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=command_environment(), stdout=console, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.parametrize("where", ["loopback", "interface"])
+@pytest.mark.parametrize("where", [pytest.param("loopback", marks=pytest.mark.all_faults), "interface"])
 def test_the_servers_of_a_run_listen_on_one_interface_only(root: Path, where: str) -> None:
     """Its store, the roles' stores, the heartbeat and gloo: policy and reference, over our own launcher."""
     name, address = outer_interface()

@@ -145,7 +145,7 @@ def test_a_signal_to_the_command_itself(victims: Victims, number: str) -> None:
     note("signal", f"{number} to mrpo-ds train", time.monotonic() - told, "exit 75")
 
 
-@pytest.mark.parametrize("victim", ["reference", "command"])
+@pytest.mark.parametrize("victim", ["reference", pytest.param("command", marks=pytest.mark.all_faults)])
 def test_a_process_killed_under_the_command(victims: Victims, victim: str) -> None:
     """Nobody outlives the command for long, nor does the policy leave before it has saved its step."""
     path, directory = victims.config(f"command-kill-{victim}", settings(victims.root, steps=3000))
@@ -219,6 +219,7 @@ def test_the_end_of_a_slurm_job_is_a_budget(victims: Victims, minutes: int, trai
         note("wall clock", "the end of a Slurm job of a minute", 0.0, "exit 75 before it")
 
 
+@pytest.mark.all_faults
 def test_what_could_not_be_restored_is_not_saved(victims: Victims) -> None:
     """A sharding that checkpoints do not know is allowed without them; then a signal stops the run without one."""
     sharding = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
