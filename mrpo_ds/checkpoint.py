@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mrpo_ds.console import log
 from mrpo_ds.distributed.collectives import barrier, everywhere, gather_objects
 from mrpo_ds.errors import CheckpointError, ConfigError
-from mrpo_ds.manifest import attempt, damage, write_through
+from mrpo_ds.manifest import attempt, damage, write_atomic, write_through
 from mrpo_ds.memory import available_bytes
 from mrpo_ds.shards import Shapes, Shards, ShardWriter, file_name, shard_sizes
 
@@ -347,9 +347,7 @@ def _make_empty(beside: Path) -> None:
 
 def _publish(beside: Path, final: Path, record: dict[str, Any]) -> None:
     """Seal a directory whose files are on the disk, and give it its name."""
-    state = beside / STATE_FILE
-    state.write_text(json.dumps({**record, "seal": _seal(record)}, indent=2), encoding="utf-8")
-    write_through(state)
+    write_atomic(beside / STATE_FILE, json.dumps({**record, "seal": _seal(record)}, indent=2).encode())
     _sync_directories(beside / TAG, beside)
     if final.exists():
         _remove(final)

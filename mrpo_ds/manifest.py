@@ -32,9 +32,12 @@ def write_through(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Give path new content so that a crash leaves the old or the new one, never a part. Raises OSError."""
-    beside = path.with_name(f"{path.name}.tmp")
+def write_atomic(path: Path, data: bytes, beside: Path | None = None) -> None:
+    """Give path new content so that a crash leaves the old or the new one, never a part. Raises OSError.
+
+    beside: the name of the file until it is whole, where two processes may write the same path.
+    """
+    beside = beside or path.with_name(f"{path.name}.tmp")
     with beside.open("wb") as file:
         file.write(data)
         file.flush()

@@ -27,7 +27,7 @@ from mrpo_ds.material import Material, prepare
 from mrpo_ds.session import run_ranks
 
 CHECKED = "MRPO_DS_CHECKED"
-"""Set for the processes of a launcher that we start after a check of our own."""
+"""Set for the ranks that we start ourselves, after a check."""
 
 
 def train(config: Config, config_path: str, overrides: list[str], resume: str) -> int:

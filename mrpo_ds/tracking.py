@@ -295,9 +295,13 @@ class Tracker:
                 f"output_dir {run_dir} cannot be written: {error}. Make room or give leave to write"
                 + (" and resume again." if resume_step else ", or choose another.")
             ) from error
-        files = {"train": "metrics.jsonl", "eval": "evals.jsonl"}
-        kept = [(kind, row.pop("step"), row) for kind, name in files.items() for row in read_jsonl(run_dir / name)]
-        self._wandb = _WandbSink(run_dir, config.wandb, resolved, kept if resume_step else None)
+        earlier = None
+        if resume_step:
+            files = {"train": "metrics.jsonl", "eval": "evals.jsonl"}
+            earlier = [
+                (kind, row.pop("step"), row) for kind, name in files.items() for row in read_jsonl(run_dir / name)
+            ]
+        self._wandb = _WandbSink(run_dir, config.wandb, resolved, earlier)
 
     def log_step(self, step: int, metrics: dict[str, float]) -> None:
         """Append the row of an optimizer step (counted from 1); non-finite values become null. Never raises OSError."""

@@ -16,7 +16,10 @@ SHARD_ROWS = 1 << 20
 
 def run_action(action: str, root: Path) -> int:
     """Do one of the store's commands on stdout. Returns the exit code. Raises ConfigError when there is no store."""
-    folders = sorted(path.parent for path in root.glob(f"*/{ABOUT}"))
+    try:
+        folders = sorted(path.parent for path in root.glob(f"*/{ABOUT}"))
+    except OSError as error:
+        raise ConfigError(f"the reference store {str(root)!r} cannot be read ({error.strerror}).") from error
     if not folders:
         raise ConfigError(f"{str(root)!r} is no reference store; allowed: a directory that `mrpo-ds score` has filled.")
     actions: dict[str, Callable[[Path], bool]] = {"ls": _list, "verify": _verify, "prune": _prune}
@@ -27,7 +30,7 @@ def _list(folder: Path) -> bool:
     about = _about(folder)
     first = about.get("first", {})
     shards = shards_of(folder)
-    size = sum(path.stat().st_size for path in shards)
+    size = sum(_bytes_of(path) for path in shards)
     print(f"{folder}\n    {first.get('path')} {first.get('revision')} in {about.get('dtype')}, {about.get('weights')}")
     print(f"    {_rows(folder)} responses in {len(shards)} shards, {size / 2**20:.1f} MiB; since {first.get('when')}")
     return True
@@ -80,6 +83,13 @@ def _prune(folder: Path) -> bool:
             merged += len(group)
     print(f"{folder}: removed {len(gone) + merged} files, {merged} shards merged, {_rows(folder)} responses")
     return True
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # merged by another process
+        return 0
 
 
 def _rows(folder: Path) -> int:

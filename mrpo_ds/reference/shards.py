@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mrpo_ds.data.rendering import Encoded
 from mrpo_ds.errors import ReferenceError
-from mrpo_ds.manifest import write_through
+from mrpo_ds.manifest import write_atomic, write_through
 
 PREFIX, SUFFIX = "rows-", ".parquet"
 UNFINISHED = ".unfinished"
@@ -114,9 +114,7 @@ def put(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f".{path.name[:24]}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        write_through(unfinished)
-        unfinished.rename(path)
+        write_atomic(path, content, unfinished)
         write_through(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):

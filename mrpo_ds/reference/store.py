@@ -22,7 +22,7 @@ import torch
 
 from mrpo_ds.data.rendering import Encoded
 from mrpo_ds.errors import ReferenceError
-from mrpo_ds.reference.shards import DamagedShard, Rows, key_of, merge_shards, put, read_folder, write_shard
+from mrpo_ds.reference.shards import Rows, key_of, merge_shards, put, read_folder, write_shard
 
 FORMAT = 1
 """Rises when other code would give the same weights and token ids other log-probs."""
@@ -85,7 +85,7 @@ class ReferenceStore:
     def _merge_small_shards(self) -> None:
         """Every batch makes a shard; a long run shall not leave a directory of millions."""
         if len(self._small) >= SMALL_SHARDS:
-            with contextlib.suppress(DamagedShard, FileNotFoundError):  # damage is said when they are read for use
+            with contextlib.suppress(ReferenceError, FileNotFoundError):  # the rows are there all the same
                 merge_shards(self.folder, self._small)
             self._small = []
 

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,26 +99,20 @@ class Victims:
             return subprocess.CompletedProcess(command, code, "", output.read_text(encoding="utf-8", errors="replace"))
 
 
-def watched(path: Path, fault: Fault) -> Any:
+@contextmanager
+def watched(path: Path, fault: Fault) -> Iterator[dict[str, str]]:
     """The environment of a run with a fault; what it leaves behind afterwards is found."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def context() -> Iterator[dict[str, str]]:
-        notes = path.with_suffix(".notes")
-        notes.mkdir(exist_ok=True)
-        for old in notes.iterdir():
-            old.unlink()
-        shared_memory = set(os.listdir("/dev/shm"))
-        spec = {"directory": str(notes), **fault.__dict__}
-        yield {VARIABLE: json.dumps(spec)}
-        assert (notes / "fired").exists(), "the run ended before its fault"
-        left = [pid for pid in _ranks(notes) if _runs(pid)]
-        assert not left, f"left behind: {left}"
-        memory = {name for name in set(os.listdir("/dev/shm")) - shared_memory if not name.startswith("sem.")}
-        assert not memory, f"left in /dev/shm: {memory}"
-
-    return context()
+    notes = path.with_suffix(".notes")
+    notes.mkdir(exist_ok=True)
+    for old in notes.iterdir():
+        old.unlink()
+    shared_memory = set(os.listdir("/dev/shm"))
+    yield {VARIABLE: json.dumps({"directory": str(notes), **asdict(fault)})}
+    assert (notes / "fired").exists(), "the run ended before its fault"
+    left = [pid for pid in _ranks(notes) if _runs(pid)]
+    assert not left, f"left behind: {left}"
+    memory = {name for name in set(os.listdir("/dev/shm")) - shared_memory if not name.startswith("sem.")}
+    assert not memory, f"left in /dev/shm: {memory}"
 
 
 def _runs(pid: int) -> bool:
