@@ -71,6 +71,22 @@ class SequenceBatch:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What the forwards of some sequences compute, padding and filler left out: what arithmetic is counted from."""
+
+    spans: tuple[tuple[int, int], ...]
+    """(position of its first token, tokens) of each stretch of tokens that is computed. A token attends to the tokens
+    of its sequence at positions up to its own. A prompt that several sequences share is one stretch."""
+    scored: int
+    """Tokens whose log-probs are taken: rows that reach the language-model head."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed."""
+        return sum(length for _, length in self.spans)
+
+
+@dataclass(frozen=True)
 class ResponseLogps:
     """Everything a loss may know: log-probs of B prompts' responses under the policy and K references."""
 
