@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,14 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+@cache
+def total_bytes(device: torch.device) -> int:
+    """All memory of a GPU, or of the host: the same whenever it is asked for, whatever is in use."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
 
 
 def available_bytes() -> int:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
 from mrpo_ds.errors import ConfigError, require
 from mrpo_ds.manifest import READERS, checksum
+from mrpo_ds.memory import total_bytes
 from mrpo_ds.ops.attention import MaskPlan, plan_masks
-from mrpo_ds.ops.logps import selected_logps, sum_by_sequence
+from mrpo_ds.ops.logps import chunk_rows, selected_logps, sum_by_sequence
 from mrpo_ds.types import SequenceBatch
 
 AnyModelConfig = ModelConfig | ReferenceConfig
@@ -61,7 +62,8 @@ class SelectedLogps(nn.Module):
 
     def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Hidden [T, D], targets [T] -> [T] log-probs, nats."""
-        return selected_logps(hidden, self.weight, targets, bias=self.bias, softcap=self.softcap, scale=self.scale)
+        rows = chunk_rows(self.weight.shape[0], total_bytes(hidden.device))
+        return selected_logps(hidden, self.weight, targets, self.bias, self.softcap, self.scale, rows)
 
 
 class SequenceScorer(nn.Module):

@@ -1,21 +1,26 @@
 """Log-probs of given tokens from hidden states, without ever holding a [T, V] tensor.
 
-Shapes as in mrpo_ds/types.py; C is the number of rows of one chunk, so that a [C, V] block of logits has chunk_bytes.
+Shapes as in mrpo_ds/types.py; C is the number of rows of one chunk: a block of logits is [C, V].
 
 With V = 150 000 and T = 8 000 the logits alone would take 4.8 GB in float32, and as much again for their gradient.
-Only T numbers of them are wanted, so the blocks are made, used and thrown away, and made once more in backward: one
-more matmul with the output embedding, a few percent of a step, against the largest tensor of the whole run.
+Only T numbers of them are wanted, so each block is made, used and overwritten by the next, and made once more in
+backward: one more matmul with the output embedding, a few percent of a step, against the largest tensor of the run.
+A block has one place in memory for all chunks: on CPUs a new one would cost a page fault for every 4 KiB.
 """
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_ROWS = 512
+"""The gradient of the output embedding [V, D] is read and written once per chunk: with so many rows that traffic is a
+few percent of the matmuls, whatever the vocabulary (docs/performance.md)."""
+MEMORY_SHARE = 1 / 24
+"""The most of a device's memory for one block. Of all its memory, not of what is free: the number of rows decides the
+last bits, and a resumed run must have those of the run that was killed."""
 
 
 class _Head(NamedTuple):
@@ -26,6 +31,11 @@ class _Head(NamedTuple):
     chunk_rows: int
 
 
+def chunk_rows(vocabulary: int, memory_bytes: float) -> int:
+    """How many rows a chunk has, at least 1, for a vocabulary on a device with so much memory."""
+    return max(1, min(CHUNK_ROWS, int(MEMORY_SHARE * memory_bytes) // (4 * vocabulary)))
+
+
 def selected_logps(
     hidden: Tensor,
     weight: Tensor,
@@ -33,7 +43,7 @@ def selected_logps(
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    rows: int = CHUNK_ROWS,
 ) -> Tensor:
     """log_softmax(softcap(scale * (hidden @ weight.T + bias)))[target] of every row.
 
@@ -48,13 +58,12 @@ def selected_logps(
         bias: [V] bias of the output embedding, or None.
         softcap: c of c * tanh(logits / c), after the scale (Gemma 2, arXiv:2408.00118 section 2), or None.
         scale: factor of the logits (logit_scale of Cohere, 1 / logits_scaling of Granite).
-        chunk_bytes: bytes of one [C, V] block of logits in the dtype of the result.
+        rows: C, >= 1. One float32 block is alive at once; in bf16 half of one more, with a soft cap one more in backward.
 
     Returns:
         [T] log-probs in nats, float32, or float64 if hidden is. Differentiable once in hidden, weight and bias.
     """
-    row_bytes = weight.shape[0] * torch.promote_types(hidden.dtype, torch.float32).itemsize
-    head = _Head(softcap, scale, max(1, chunk_bytes // row_bytes))
+    head = _Head(softcap, scale, rows)
     logps: Tensor = _SelectedLogps.apply(hidden, weight, bias, targets, head)  # type: ignore[no-untyped-call]
     return logps
 
@@ -83,13 +92,15 @@ class _SelectedLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: _Head) -> Tensor:
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logps = hidden.new_empty(targets.shape, dtype=dtype)  # [T]
+        block = _Block(weight, bias, head, len(targets))
+        logps = hidden.new_empty(targets.shape, dtype=block.dtype)  # [T]
         normalisers = torch.empty_like(logps)  # [T] log sum_v exp(logit_v)
         for rows in _chunks(len(targets), head.chunk_rows):
-            logits = _logits(hidden[rows], weight, bias, head).to(dtype)  # [C, V]
-            normalisers[rows] = logits.logsumexp(-1)
-            logps[rows] = logits.gather(-1, targets[rows].unsqueeze(-1)).squeeze(-1) - normalisers[rows]
+            logits = block.logits(hidden[rows])  # [C, V]
+            chosen = logits.gather(-1, targets[rows].unsqueeze(-1)).squeeze(-1)
+            largest = logits.amax(-1)
+            normalisers[rows] = logits.sub_(largest.unsqueeze(-1)).exp_().sum(-1).log_().add_(largest)
+            logps[rows] = chosen - normalisers[rows]
         # The weight goes in as it came: ZeRO-3 frees the parameter's storage after forward and fills it again before
         # backward, which a view or a copy of it would not follow.
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
@@ -101,60 +112,87 @@ class _SelectedLogps(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        dtype = normalisers.dtype
+        block = _Block(weight, bias, ctx.head, len(targets))
         grad_hidden = torch.empty_like(hidden) if need_hidden else None  # [T, D]
         # The sums over chunks are float32: hundreds of bf16 additions would lose the small terms.
-        grad_weight = torch.zeros_like(weight, dtype=dtype) if need_weight else None  # [V, D]
-        grad_bias = torch.zeros_like(bias, dtype=dtype) if need_bias else None  # [V]
+        grad_weight = _Sum(weight, block.dtype) if need_weight else None  # [V, D]
+        grad_bias = torch.zeros_like(bias, dtype=block.dtype) if need_bias else None  # [V]
         for rows in _chunks(len(targets), ctx.head.chunk_rows):
-            logits = _logits(hidden[rows], weight, bias, ctx.head).to(dtype)
-            grad_logits = _grad_logits(logits, normalisers[rows], targets[rows], grad[rows], ctx.head)  # [C, V]
+            grad_logits = block.gradient(hidden[rows], targets[rows], normalisers[rows], grad[rows])  # [C, V]
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(hidden.dtype)
+            grad_logits = block.narrow(grad_logits)
             if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ weight
+                torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.T, hidden[rows])
-        return grad_hidden, _like(grad_weight, weight), _like(grad_bias, bias), None, None
+                grad_weight.add_product(grad_logits.T, hidden[rows])
+        total = None if grad_weight is None else grad_weight.value()
+        return grad_hidden, total, _like(grad_bias, bias), None, None
 
 
 def _chunks(length: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: _Head) -> Tensor:
-    """[C, V] the model's logits of [C, D] hidden states, in hidden's dtype."""
-    logits = F.linear(hidden, weight, bias)
-    if head.scale != 1.0:
-        logits.mul_(head.scale)
-    if head.softcap is not None:
-        logits.div_(head.softcap).tanh_().mul_(head.softcap)
-    return logits
+class _Block:
+    """A place in memory for a [C, V] block of logits, used by one chunk after the other."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, head: _Head, tokens: int) -> None:
+        self.dtype = torch.promote_types(weight.dtype, torch.float32)
+        self._weight, self._bias, self._head = weight, bias, head
+        shape = (min(tokens, head.chunk_rows), weight.shape[0])
+        self._wide = weight.new_empty(shape, dtype=self.dtype)
+        self._narrow = self._wide if weight.dtype == self.dtype else weight.new_empty(shape)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[C, V] the model's logits of [C, D] hidden states, made in hidden's dtype."""
+        narrow = self._narrow[: len(hidden)]
+        if self._bias is None:
+            torch.mm(hidden, self._weight.T, out=narrow)
+        else:
+            torch.addmm(self._bias, hidden, self._weight.T, out=narrow)
+        if self._head.scale != 1.0:
+            narrow.mul_(self._head.scale)
+        if self._head.softcap is not None:
+            narrow.div_(self._head.softcap).tanh_().mul_(self._head.softcap)
+        return narrow if narrow.dtype == self.dtype else self._wide[: len(hidden)].copy_(narrow)
+
+    def gradient(self, hidden: Tensor, targets: Tensor, normalisers: Tensor, grad: Tensor) -> Tensor:
+        """[C, V] gradient of the matmul's output: grad * (onehot(target) - softmax), back through softcap and scale.
+
+        targets, normalisers and grad are [C].
+        """
+        logits = self.logits(hidden)
+        softcap, scale = self._head.softcap, self._head.scale
+        slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1.0)  # d tanh = 1 - tanh^2
+        column, target = grad.unsqueeze(-1), targets.unsqueeze(-1)
+        result = logits.sub_(normalisers.unsqueeze(-1)).exp_().mul_(-column)
+        result.scatter_(-1, target, result.gather(-1, target) + column)  # one place per row, so deterministic
+        if slope is not None:
+            result.mul_(slope)
+        return result if scale == 1.0 else result.mul_(scale)
+
+    def narrow(self, values: Tensor) -> Tensor:
+        """The [C, V] values of this block in the dtype of the matmuls."""
+        return values if self._narrow is self._wide else self._narrow[: len(values)].copy_(values)
 
 
-def _grad_logits(logits: Tensor, normalisers: Tensor, targets: Tensor, grad: Tensor, head: _Head) -> Tensor:
-    """[C, V] gradient of the matmul's output: grad * (onehot(target) - softmax), back through softcap and scale.
+class _Sum:
+    """A sum of matrix products, wider than they are."""
 
-    Overwrites logits [C, V]. normalisers, targets and grad are [C].
-    """
-    column = grad.unsqueeze(-1)
-    target = targets.unsqueeze(-1)
-    result = (logits - normalisers.unsqueeze(-1)).exp_().mul_(-column)
-    result.scatter_(-1, target, result.gather(-1, target) + column)  # one place per row, so deterministic
-    if head.softcap is not None:
-        result.mul_(logits.div_(head.softcap).square_().neg_().add_(1.0))  # d tanh = 1 - tanh^2
-    if head.scale != 1.0:
-        result.mul_(head.scale)
-    return result
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self._total = torch.zeros_like(like, dtype=dtype)
+        self._product = None if like.dtype == dtype else torch.empty_like(like)
 
+    def add_product(self, left: Tensor, right: Tensor) -> None:
+        if self._product is None:
+            self._total.addmm_(left, right)
+        else:
+            self._total += torch.mm(left, right, out=self._product)
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to total, where total may be wider than the two."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+    def value(self) -> Tensor:
+        """The sum, in the dtype of the products."""
+        return self._total if self._product is None else self._product.copy_(self._total)
 
 
 def _like(grad: Tensor | None, tensor: Tensor | None) -> Tensor | None:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "tracking": "errors config.schema console manifest plots wandb_files",
     "plots": "errors tracking",
     "reference": "errors types data distributed console manifest",
-    "models": "errors types ops config.schema manifest",
+    "models": "errors types ops config.schema manifest memory",
     "stores": "config.schema data models reference",
     "export": "errors manifest",
     "preflight": "errors types data models",
