@@ -1,4 +1,4 @@
-"""What share of a forward's token places is padding or filler: packed rows against one padded row per sequence.
+"""What share of a forward's token places is padding or filler, and how many there are: shared, packed and padded rows.
 
     .venv/bin/python benchmarks/data/padding.py ROWS.jsonl.gz... [--adapter hh_rlhf] [--model MODEL]
 
@@ -57,17 +57,19 @@ class _Silent:
 
 
 def measure(prepared: Prepared, batch_size: int, tokens: int, ranks: int) -> dict[str, float]:
-    """Padding and forwards of an epoch, packed and padded."""
+    """Padding, places and forwards of an epoch: prompts shared, sequences packed, sequences padded."""
     values: dict[str, float] = {"batch_size": batch_size, "micro_batch_tokens": tokens, "ranks": ranks}
     config = OptimizationConfig(batch_size=batch_size, micro_batch_tokens=tokens)
     splits, encodings = {"train": prepared.examples}, {"train": prepared.encodings}
-    for name, packed in (("packed", True), ("padded", False)):
+    layouts = {"shared": Layout(0, shared=True), "packed": Layout(0), "padded": Layout(0, packed=False)}
+    for name, layout in layouts.items():
         batcher = PolicyBatcher(
-            splits, encodings, Layout(0, packed), config, Needs(views=("pair",)), 0, ranks, torch.device("cpu")
+            splits, encodings, layout, config, Needs(views=("pair",)), 0, ranks, torch.device("cpu")
         )
         built = [batcher.build(batch) for batch in train_batches(len(prepared.examples), config, 0)]
-        places = sum(one.tokens / (1 - one.padding) for one in built)
-        values[f"{name}_padding"] = round(1 - sum(one.tokens for one in built) / places, 4)
+        places = sum(one.work.tokens / (1 - one.padding) for one in built)
+        values[f"{name}_padding"] = round(1 - sum(one.work.tokens for one in built) / places, 4)
+        values[f"{name}_places"] = round(places)
         values[f"{name}_forwards_per_step"] = round(sum(len(one.micros) for one in built) / len(built), 2)
     return values
 

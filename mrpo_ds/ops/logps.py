@@ -58,7 +58,7 @@ def selected_logps(
         bias: [V] bias of the output embedding, or None.
         softcap: c of c * tanh(logits / c), after the scale (Gemma 2, arXiv:2408.00118 section 2), or None.
         scale: factor of the logits (logit_scale of Cohere, 1 / logits_scaling of Granite).
-        rows: C, >= 1. One float32 block is alive at once; in bf16 half of one more, with a soft cap one more in backward.
+        rows: C, >= 1. One float32 block is alive; in bf16 half of one more, with a soft cap one more in backward.
 
     Returns:
         [T] log-probs in nats, float32, or float64 if hidden is. Differentiable once in hidden, weight and bias.
