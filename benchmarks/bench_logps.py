@@ -49,11 +49,6 @@ class Case:
     repeats: int
     chunk_mib: int | None = None
 
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """What variants are compared at."""
-        return self.vocabulary, self.tokens, self.hidden
-
 
 def main() -> int:
     options = parse_arguments()
@@ -73,7 +68,10 @@ def main() -> int:
         "largest_disagreement": disagreement(rows),
     }
     write_result(f"logps_{options.name or f'{options.dtype}_{device}'}", result, options.out, device)
-    print(json.dumps({"ratios": result["ratios"], "largest_disagreement": result["largest_disagreement"]}, indent=1))
+    for row in result["ratios"]:
+        sizes = f"V={row['vocabulary']} T={row['tokens']} D={row['hidden']}"
+        shares = f"{row['peak_gib']:.3f} of its memory, {row['seconds']:.3f} of its time"
+        print(f"{sizes} ours against {row['against']}: {shares}{' (extrapolated)' if row['extrapolated'] else ''}")
     return int(result["largest_disagreement"] > AGREEMENT)
 
 
