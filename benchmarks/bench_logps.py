@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Place, median, pick_device, refusal, run_child, spread, write_result
+from benchmarks.common import Place, pick_device, refusal, run_child, spread, write_result
 
 FULL = ("log_softmax", "cross_entropy")
 FITS_AT = (256, 512, 1024, 2048)
@@ -276,8 +276,9 @@ def variant(case: Case) -> Callable[..., Any]:
     def ours(hidden: Any, weight: Any, targets: Any) -> Any:
         from mrpo_ds.ops.logps import selected_logps
 
-        more = {} if case.chunk_mib is None else {"chunk_bytes": case.chunk_mib * 2**20}
-        return -selected_logps(hidden, weight, targets, **more).sum()
+        if case.chunk_mib is None:
+            return -selected_logps(hidden, weight, targets).sum()
+        return -selected_logps(hidden, weight, targets, chunk_bytes=case.chunk_mib * 2**20).sum()
 
     def liger(hidden: Any, weight: Any, targets: Any) -> Any:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
@@ -328,10 +329,12 @@ def free_gib(device: str) -> float:
     if device == "cuda":
         import torch
 
-        return float(torch.cuda.mem_get_info()[0] / 2**30)
+        free: int = torch.cuda.mem_get_info()[0]
+        return free / 2**30
     import psutil
 
-    return float(psutil.virtual_memory().available / 2**30)
+    available: int = psutil.virtual_memory().available
+    return available / 2**30
 
 
 def _status(name: str) -> int:

@@ -146,11 +146,9 @@ def measure_model(
             shape = {"model": Path(name).name, "work": work, "P_over_R": case.ratio, "responses": case.responses}
             counts = {"prompts": case.prompts, "P": case.prompt_tokens, "tokens_of_a_response": case.response_tokens}
             rows.append(shape | counts | bounds | row | shares)
-            print(
-                f"{shape['model']} {work} P/R={case.ratio:g} R={case.responses}: {row['gain']:.2f}x of {case.bound():.2f}x "
-                f"({shares['share_of_bound']:.0%}; with the head {shares['share_of_bound_with_head']:.0%})",
-                flush=True,
-            )
+            which = f"{shape['model']} {work} P/R={case.ratio:g} R={case.responses}"
+            reached = f"{shares['share_of_bound']:.0%}; with the head {shares['share_of_bound_with_head']:.0%}"
+            print(f"{which}: {row['gain']:.2f}x of {case.bound():.2f}x ({reached})", flush=True)
     return rows
 
 

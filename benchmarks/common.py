@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,11 +153,11 @@ class Child:
     """A process of a benchmark."""
 
     def __init__(self, command: Sequence[str], place: Place) -> None:
-        self._open = ExitStack()
-        self._files = [self._open.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(2)]
+        self._folder = tempfile.TemporaryDirectory(prefix="mrpo-ds-child-")
+        self._files = [Path(self._folder.name) / name for name in ("output", "errors")]
         self._started = time.perf_counter()
-        output, errors = self._files
-        self._process = subprocess.Popen(command, cwd=ROOT, env=place.environment(), stdout=output, stderr=errors)
+        with self._files[0].open("w") as output, self._files[1].open("w") as errors:
+            self._process = subprocess.Popen(command, cwd=ROOT, env=place.environment(), stdout=output, stderr=errors)
         if place.cores:
             os.sched_setaffinity(self._process.pid, place.cores)  # before it has any thread to leave behind
 
@@ -166,10 +165,8 @@ class Child:
         """Wait for its end."""
         _, status, used = os.wait4(self._process.pid, 0)
         self._process.returncode = code = os.waitstatus_to_exitcode(status)
-        with self._open:
-            for file in self._files:
-                file.seek(0)
-            texts = [file.read() for file in self._files]
+        texts = [file.read_text(errors="replace") for file in self._files]
+        self._folder.cleanup()
         return Finished(code, texts[0], texts[1], time.perf_counter() - self._started, used.ru_maxrss / 2**20)
 
 
