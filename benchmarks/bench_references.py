@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, SMOLLM2, Place, median, pick_device, spread, write_result
-from benchmarks.runs import TRAIN_ROWS, Plan, Trained, train, train_command, write_rows
+from benchmarks.runs import TRAIN_ROWS, Plan, Trained, score, train, write_rows
 from benchmarks.shapes import SHAPES, save_synthetic
 
 PARTS = ("steps", "served_or_stored", "store", "bridge")
@@ -137,7 +137,7 @@ class Bench:
         """`mrpo-ds score`: every row of a configuration into a store."""
         tree["topology"] |= {"store": str(store)}
         tree["output_dir"] = str(self.folder / "score")
-        train_command("score", tree, [self._place(self.policy_cores)])
+        score(tree, [self._place(self.policy_cores)])
 
     # ---- the parts -------------------------------------------------------------------------------------------------
 

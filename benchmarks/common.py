@@ -88,7 +88,7 @@ def write_result(name: str, result: dict[str, Any], out: str | None = None, devi
     The command, the commit and the hardware come before the result's own entries.
     """
     head = {
-        "command": " ".join([f"python -m {_module()}", *sys.argv[1:]]),
+        "command": " ".join(["python -m", _module(), *map(_short, sys.argv[1:])]),
         "commit": commit(),
         "hardware": hardware(device),
         "versions": versions("torch", "deepspeed", "transformers"),
@@ -104,6 +104,14 @@ def write_result(name: str, result: dict[str, Any], out: str | None = None, devi
 def _module() -> str:
     """'benchmarks.bench_step' for the program that runs."""
     return ".".join(Path(sys.argv[0]).resolve().relative_to(ROOT).with_suffix("").parts)
+
+
+def _short(word: str) -> str:
+    """A word of the command; of a path, what stands below this repository, or else its last part."""
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
 def _cpu_name() -> str:
@@ -208,9 +216,11 @@ def refusal(done: Finished) -> str:
 
 
 def pick_device(name: str) -> str:
-    """cpu or cuda for 'auto' | 'cpu' | 'cuda'."""
-    if name != "auto":
-        return name
-    import torch
+    """cpu or cuda for 'auto' | 'cpu' | 'cuda'; deepspeed is told, before it is imported and guesses."""
+    if name == "auto":
+        import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    return name

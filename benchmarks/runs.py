@@ -92,17 +92,30 @@ class Trained:
         return [wait / step for wait, step in pairs]
 
 
-def train(tree: dict[str, Any], places: Sequence[Place], resume: str = "none") -> Trained:
+PROGRAM = ("-m", "mrpo_ds")
+"""What python runs as a rank."""
+
+
+def train(tree: dict[str, Any], places: Sequence[Place], program: Sequence[str] = PROGRAM) -> Trained:
     """Run one configuration, with one process for each place, as a launcher would; ends the benchmark when it fails."""
-    return train_command("train", tree, places, ["--resume", resume])
+    return start_ranks([*program, "train", *_saved(tree)], Path(tree["output_dir"]), places)
 
 
-def train_command(verb: str, tree: dict[str, Any], places: Sequence[Place], more: Sequence[str] = ()) -> Trained:
-    """Run `mrpo-ds <verb>` as the ranks at these places."""
+def score(tree: dict[str, Any], places: Sequence[Place]) -> Trained:
+    """Fill the store of a configuration."""
+    return start_ranks([*PROGRAM, "score", *_saved(tree)], Path(tree["output_dir"]), places)
+
+
+def _saved(tree: dict[str, Any]) -> list[str]:
     output = Path(tree["output_dir"])
     config = output.with_name(output.name + ".yaml")
     config.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    command = [sys.executable, "-m", "mrpo_ds", verb, str(config), *more]
+    return [str(config)]
+
+
+def start_ranks(arguments: Sequence[str], output: Path, places: Sequence[Place]) -> Trained:
+    """Run python with these arguments as the ranks at these places."""
+    command = [sys.executable, *arguments]
     port = free_port()
     children = [Child(command, rank_place(place, rank, len(places), port)) for rank, place in enumerate(places)]
     ranks = [child.wait() for child in children]

@@ -38,7 +38,9 @@ def save_synthetic(name: str, directory: Path, tokenizer: Path = SMOLLM2, seed: 
     """Save a model of a shape, with the tokenizer of another, into a new directory. dtype: of its weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     shape = SHAPES[name]
     special = _special_ids(tokenizer)
     config = LlamaConfig(
