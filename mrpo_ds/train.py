@@ -329,6 +329,7 @@ def _performance(scored: ScoredBatch, names: list[str], seconds: float) -> dict[
         "perf/tokens_per_second": scored.batch.tokens / seconds,
         "perf/reference_wait_seconds": reference.wait_seconds,
         "perf/padding_fraction": scored.batch.padding,
+        "perf/shared_fraction": scored.batch.shared,
         "perf/memory_gib": peak_memory_gib(),
     }
     for k, name in enumerate(names):
