@@ -134,10 +134,11 @@ def measure_model(
     head_share = head / (sizes["parameters"] - head)
     config = ModelConfig(path=str(path), attention=options.attention, gradient_checkpointing=False)
     scorer = load_scorer(config, resolve_dtype(options.dtype, device), trainable=True).to(device)
+    single_row = options.attention.startswith("fl")  # as in a run: flash and flex attention
     rows = []
     for case in cases:
         groups = case.groups(min(sizes["vocabulary"], 49152))
-        layouts = {"repeated": Layout(0, packed=True, shared=False), "shared": Layout(0, packed=True, shared=True)}
+        layouts = {kind: Layout(0, True, single_row, kind == "shared") for kind in ("repeated", "shared")}
         batches = {kind: layout.collate(groups).to(device) for kind, layout in layouts.items()}
         for work, run in (("policy", train_once), ("reference", score_once)):
             row = compare(scorer, batches, run, options.turns)

@@ -83,7 +83,7 @@ def test_references_by_number_and_placement(tmp_path: Path) -> None:
     bridge = ("--parts", "bridge", "--most-processes", "3", "--messages", "20", "--pause", "0.001")
     again = run("bench_references", out, *TINY_RUNS, *bridge)
     assert again["store"] == found["store"]  # parts that were not asked for stay
-    assert {row["roles"] for row in again["bridge"]["cases"]} == {2}
+    assert {row["policy_ranks"] for row in again["bridge"]["cases"]} == {1, 2}
     assert again["bridge"]["fits"]["waited_seconds"]["points"] == len(again["bridge"]["cases"])
 
 
