@@ -128,7 +128,8 @@ def measure(engine: Any, directory: Path, is_main: bool, step: Callable[[], floa
             polled = time.perf_counter()
             checkpoints.poll()
             held += time.perf_counter() - polled
-        files = [path for path in (directory / "checkpoints").rglob("*") if is_main and path.is_file()]
+        found = (directory / "checkpoints").rglob("*") if is_main else ()  # the first rank alone removes files
+        files = [path for path in found if path.is_file()]
         rows.append(
             {
                 "background": checkpoints.background,
