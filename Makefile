@@ -9,6 +9,7 @@ RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 .DELETE_ON_ERROR:
 .PHONY: help install models quickstart test faults test-real-text parity lint clean
+.PHONY: bench bench-step bench-logps bench-prefix bench-references bench-scale
 
 help:
 	@echo "make quickstart   install, then train MRPO on two real models (about 10 minutes on 2 cores)"
@@ -17,6 +18,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make test-real-text   objectives on published text with a real model (about half an hour; data in ../shared/data)"
 	@echo "make parity       our losses beside TRL's, on a tiny model (a minute, and TRL in a venv of its own)"
+	@echo "make bench        every benchmark of benchmarks/README.md with its defaults (hours); make bench-step etc. for one"
 	@echo "make clean        remove what make built: $(VENV), .cache, runs, build"
 
 install: $(VENV)/.installed
@@ -53,10 +55,21 @@ test-real-text: models
 
 parity: models .cache/trl/.installed
 	$(BIN)/python benchmarks/parity/compare.py --trl .cache/trl/bin/python
-.cache/trl/.installed: benchmarks/parity/requirements.txt
+.cache/trl/.installed: benchmarks/parity/requirements.txt benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv .cache/trl
-	.cache/trl/bin/python -m pip install -q -r $<
+	.cache/trl/bin/python -m pip install -q -r benchmarks/parity/requirements.txt
+	.cache/trl/bin/python -m pip install -q --no-deps -r benchmarks/peers/requirements.txt
 	touch $@
+
+# Options go on with ARGS: make bench-step ARGS="rows.jsonl.gz --adapter hh_rlhf"
+TRL_PYTHON := .cache/trl/bin/python
+bench: bench-step bench-logps bench-prefix bench-references bench-scale
+bench-step: models .cache/trl/.installed
+	$(BIN)/python -m benchmarks.bench_step --trl $(TRL_PYTHON) $(ARGS)
+bench-logps: install .cache/trl/.installed
+	$(BIN)/python -m benchmarks.bench_logps --liger $(TRL_PYTHON) $(ARGS)
+bench-prefix bench-references bench-scale: models
+	$(BIN)/python -m benchmarks.$(subst -,_,$@) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache runs build *.egg-info

@@ -1,17 +1,14 @@
 """What a checkpoint costs: how long training waits for it, how long the write takes, and how many bytes it has.
 
-    .venv/bin/python benchmarks/checkpoint/cost.py [--model .cache/models/SmolLM2-135M-Instruct] [--ranks 2]
+    .venv/bin/python -m benchmarks.checkpoint.cost [--model .cache/models/SmolLM2-135M-Instruct] [--ranks 2]
 
 Starts the ranks itself: ZeRO-3 on this machine, real steps, checkpoints in the background and in the foreground by
 turns in one run. Writes benchmarks/results/checkpoint_cost.json.
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.common import ROOT, SMOLLM2, free_port, write_result
+
 TURNS = 4
 """Checkpoints of each kind."""
 PLAIN_STEPS = 2
@@ -32,16 +30,14 @@ ROWS, TOKENS = 2, 128
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=str(ROOT / ".cache/models/SmolLM2-135M-Instruct"))
+    parser.add_argument("--model", default=str(SMOLLM2))
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--dtype", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--directory", help="of the disk to write to; by default the one for temporary files")
     options = parser.parse_args()
     if "RANK" in os.environ:
         return be_a_rank(options)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     directory = tempfile.mkdtemp(prefix="mrpo-ds-checkpoint-", dir=options.directory)
     shared = {**os.environ, "WORLD_SIZE": str(options.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.ranks)), "PYTHONPATH": str(ROOT)}
@@ -58,8 +54,6 @@ def main() -> int:
 
 def be_a_rank(options: argparse.Namespace) -> int:
     """Measure; the first rank writes the result."""
-    import torch
-
     from mrpo_ds.config.ds_config import read_ds_config
     from mrpo_ds.config.schema import ModelConfig, OptimizationConfig
     from mrpo_ds.distributed.launch import read_launch
@@ -80,11 +74,7 @@ def be_a_rank(options: argparse.Namespace) -> int:
     engine = DeepSpeedEngine(scorer, sharding, OptimizationConfig(), world.device)
     rows = measure(engine, Path(options.directory), world.is_leader, stepper(engine, world.device))
     if world.is_leader:
-        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
         result = {
-            "command": f"benchmarks/checkpoint/cost.py --ranks {options.ranks} --dtype {options.dtype}",
-            "commit": subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip(),
-            "machine": f"{platform.machine()}, {machine}",
             "model": Path(options.model).name,
             "dtype": str(dtype).removeprefix("torch."),
             "ranks": options.ranks,
@@ -92,8 +82,7 @@ def be_a_rank(options: argparse.Namespace) -> int:
             **summarize(rows),
             "checkpoints": rows,
         }
-        print(json.dumps(result, indent=1))
-        (ROOT / "benchmarks/results/checkpoint_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_result("checkpoint_cost", result, device=world.device.type)
     leave()
     return 0
 
@@ -139,7 +128,8 @@ def measure(engine: Any, directory: Path, is_main: bool, step: Callable[[], floa
             polled = time.perf_counter()
             checkpoints.poll()
             held += time.perf_counter() - polled
-        files = [path for path in (directory / "checkpoints").rglob("*") if is_main and path.is_file()]
+        found = (directory / "checkpoints").rglob("*") if is_main else ()  # the first rank alone removes files
+        files = [path for path in found if path.is_file()]
         rows.append(
             {
                 "background": checkpoints.background,

@@ -1,6 +1,6 @@
 """How much memory and time a preference file larger than memory takes: the check, the check again, and an epoch.
 
-    .venv/bin/python benchmarks/data/large_file.py --gib 2 [--model .cache/models/SmolLM2-135M-Instruct]
+    .venv/bin/python -m benchmarks.data.large_file --gib 2 [--model .cache/models/SmolLM2-135M-Instruct]
 
 The rows are made here: random words, 2 responses, about 2 KiB a row. Memory is the sum of the proportional set sizes of
 all processes of the command (what they would free by ending), as /proc tells it twice a second.
@@ -8,7 +8,6 @@ all processes of the command (what they would free by ending), as /proc tells it
 
 import argparse
 import json
-import platform
 import random
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from typing import Any
 import psutil
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.common import ROOT, SMOLLM2, write_result
+
 ROW_WORDS = (60, 110, 140)
 """Mean words of the prompt and the two responses."""
 EPOCH = """
@@ -52,15 +51,14 @@ def main() -> int:
         result = measure(Path(folder), options)
     print(json.dumps(result, indent=1))
     if options.gib >= 2:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "large_file.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_result("large_file", result)
     return 0
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gib", type=float, default=2.0)
-    parser.add_argument("--model", default=str(ROOT / ".cache/models/SmolLM2-135M-Instruct"))
+    parser.add_argument("--model", default=str(SMOLLM2))
     parser.add_argument("--scratch", default=None, help="a folder with room for about three times the file")
     return parser.parse_args()
 
@@ -80,9 +78,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     for one in (least, first, again):
         one.pop("output")
     return {
-        "command": f"benchmarks/data/large_file.py --gib {options.gib:g}",
-        "commit": subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip(),
-        "machine": f"{platform.machine()}, {psutil.cpu_count()} cores",
         "model": Path(options.model).name,
         "file_gib": round(source.stat().st_size / 2**30, 3),
         "rows": rows,

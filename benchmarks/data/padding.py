@@ -1,19 +1,18 @@
 """What share of a forward's token places is padding or filler, and how many there are: shared, packed and padded rows.
 
-    .venv/bin/python benchmarks/data/padding.py ROWS.jsonl.gz... [--adapter hh_rlhf] [--model MODEL]
+    .venv/bin/python -m benchmarks.data.padding ROWS.jsonl.gz... [--adapter hh_rlhf] [--model MODEL]
 
 Counts whole epochs as the policy's ranks compute them; nothing is run. Writes benchmarks/results/padding.json.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
+from benchmarks.common import SMOLLM2, write_result
 from mrpo_ds.config.schema import DataConfig, ModelConfig, OptimizationConfig, SourceConfig
 from mrpo_ds.data.batching import Layout
 from mrpo_ds.data.micro import PolicyBatcher
@@ -23,7 +22,6 @@ from mrpo_ds.data.rendering import Renderer
 from mrpo_ds.models import load_tokenizer
 from mrpo_ds.types import Needs
 
-ROOT = Path(__file__).resolve().parents[2]
 CASES = [(64, 8192, 1), (64, 8192, 2), (64, 8192, 4), (64, 8192, 8), (16, 4096, 2), (8, 2048, 2)]
 """Prompts of a step, tokens of a forward, ranks."""
 
@@ -32,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+")
     parser.add_argument("--adapter", default="hh_rlhf")
-    parser.add_argument("--model", default=str(ROOT / ".cache/models/SmolLM2-135M-Instruct"))
+    parser.add_argument("--model", default=str(SMOLLM2))
     options = parser.parse_args()
     renderer = Renderer(load_tokenizer(ModelConfig(path=options.model)), "policy", "auto", score_eos=True)
     sources = [SourceConfig(source=file, adapter=options.adapter) for file in options.files]
@@ -40,14 +38,11 @@ def main() -> int:
     prepared = prepare_split(sources, config, renderer, "train", Watch(lambda *_: nullcontext(_Silent()), print))
     rows = [measure(prepared, *case) for case in CASES]
     result = {
-        "command": f"benchmarks/data/padding.py {' '.join(Path(file).name for file in options.files)}",
-        "commit": subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip(),
         "tokenizer": Path(options.model).name,
         "examples": len(prepared.examples),
         "cases": rows,
     }
-    print(json.dumps(result, indent=1))
-    (ROOT / "benchmarks/results/padding.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result("padding", result)
     return 0
 
 
