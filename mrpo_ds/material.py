@@ -151,7 +151,7 @@ def _check_scores(examples: Sequence[Example], allowed: tuple[float, float] | No
             )
 
 
-_FREE = ("micro_batch_", "max_seconds", "max_skipped_steps")
+_FREE = ("micro_batch_", "max_seconds", "max_skipped_steps", "dry_run")
 """Settings of train that a resumed run may change."""
 
 

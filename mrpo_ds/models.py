@@ -6,7 +6,9 @@ Arrows: transformers -> SequenceScorer -> (an engine shards it) -> summed log-pr
 import hashlib
 import inspect
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,8 @@ class SequenceScorer(nn.Module):
         super().__init__()
         self.model = model
         self.head = SelectedLogps(model)
+        self.saving: Callable[[], AbstractContextManager[None]] = nullcontext
+        """The context of a forward that backward will follow; see mrpo_ds/activations.py."""
 
     def forward(
         self,
@@ -82,9 +86,10 @@ class SequenceScorer(nn.Module):
         """
         # With a mask, positions count from its first token by themselves; some families know of no others.
         packed = {"position_ids": position_ids} if attention_mask is None else {"attention_mask": attention_mask}
-        hidden = self.model.base_model(input_ids=input_ids, use_cache=False, **packed)[0]
-        logps = self.head(hidden.flatten(0, 1)[predictors], input_ids.flatten()[predictors + 1])  # [T]
-        return sum_by_sequence(logps, places, table)
+        with self.saving() if torch.is_grad_enabled() else nullcontext():
+            hidden = self.model.base_model(input_ids=input_ids, use_cache=False, **packed)[0]
+            logps = self.head(hidden.flatten(0, 1)[predictors], input_ids.flatten()[predictors + 1])  # [T]
+            return sum_by_sequence(logps, places, table)
 
 
 def score(scorer: nn.Module, batch: SequenceBatch) -> Tensor:

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "types": "",
     "accelerator": "",
     "memory": "",
+    "activations": "",
     "manifest": "",
     "wandb_files": "",
     "registry": "errors",
@@ -83,7 +84,7 @@ ONLY_IN = {
     "datasets": "data",
     "pyarrow": "data reference",
     "jinja2": "data",
-    "torch": "accelerator memory material types ops losses data distributed reference models stores export preflight "
+    "torch": "accelerator memory activations material types ops losses data distributed reference models stores export preflight "
     "shards engine checkpoint metrics objective evaluation failures check train roles demo",
 }
 
