@@ -73,6 +73,11 @@ class Material:
         encodings, limits = self.speakers[POLICY].encodings, self.config.train
         return PolicyBatcher(self.splits, encodings, layout, limits, self.needs, rank, size, device)
 
+    def largest_examples(self) -> tuple[int, int]:
+        """The training rows one of which is the policy's largest: with the prompt before each response, or only once."""
+        fit = self.speakers[POLICY].fits["train"]
+        return fit.heaviest, fit.wordiest
+
     def eval_batches(self) -> Batches:
         """The held-out batches, in order."""
         return eval_batches(len(self.splits["eval"]), self.config.train.batch_size)

@@ -1,7 +1,6 @@
 """What saves memory changes no number under a real ZeRO-3 engine of two ranks, frozen parameters or not."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
