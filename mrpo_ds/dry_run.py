@@ -1,4 +1,4 @@
-"""The longest micro-batch before the first step: what does not fit is found in the first minute, not in the last hour."""
+"""The longest micro-batch, before the first step: what does not fit is found in the first minute."""
 
 import socket
 import time

@@ -74,7 +74,7 @@ class Material:
         return PolicyBatcher(self.splits, encodings, layout, limits, self.needs, rank, size, device)
 
     def largest_examples(self) -> tuple[int, int]:
-        """The training rows one of which is the policy's largest: with the prompt before each response, or only once."""
+        """Training rows of which one is the policy's largest: with its prompt before each response, or only once."""
         fit = self.speakers[POLICY].fits["train"]
         return fit.heaviest, fit.wordiest
 

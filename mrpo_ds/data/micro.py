@@ -127,7 +127,7 @@ class PolicyBatcher:
     def largest(self, examples: Sequence[int]) -> MicroBatch:
         """A forward with as many token places as the limits allow any, made of the largest training prompt.
 
-        Copies of it, the last ones shortened to what is left; alone, if it needs more than micro_batch_tokens by itself.
+        Copies of it, the last ones shortened to what is left; or it alone, if it needs more than micro_batch_tokens.
 
         Args:
             examples: the training rows of which one is the largest in this layout (FitReport.heaviest, .wordiest).

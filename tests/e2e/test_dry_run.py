@@ -1,4 +1,4 @@
-"""The longest micro-batch before the first step: it changes no number, and a lack of memory ends the run with advice."""
+"""A dry run before the first step: it changes no number, and a lack of memory ends the run with advice."""
 
 import subprocess
 import sys
@@ -84,8 +84,8 @@ def test_what_does_not_fit_ends_every_rank_with_what_to_lower(
     (said,) = [line for _, text in ended for line in text.splitlines() if line.startswith("mrpo-ds: error: ")]
     assert "out of memory in the dry run of the longest micro-batch (" in said and "GiB used by this rank, 0.0" in said
     assert said.endswith(
-        "Lower, in this order, until it fits: train.micro_batch_tokens to less than 1960; set model.gradient_checkpointing=true; "
-        "more ranks than topology.policy=2."
+        "Lower, in this order, until it fits: train.micro_batch_tokens to less than 1960; "
+        "set model.gradient_checkpointing=true; more ranks than topology.policy=2."
     )
     failed = [rank for rank, limit in enumerate(limits) if limit == TOO_LITTLE]
     assert any(f"policy rank {rank}" in said for rank in failed)
