@@ -30,9 +30,12 @@ def config_of(root: Path, dry_run: bool | None, **train: Any) -> dict[str, Any]:
 def test_a_dry_run_changes_no_bit(warm_runs: Runs, offloaded: bool) -> None:
     name = "zero3_offload" if offloaded else "zero3"
     sharding = {"deepspeed": str(ROOT / "ds_configs" / f"{name}.json")}
-    with_it = warm_runs.train(f"with, {name}", config_of(warm_runs.root, True) | sharding)
+    config = config_of(warm_runs.root, True) | sharding
+    config["model"]["activation_offload"] = True
+    with_it = warm_runs.train(f"with, {name}", config)
     without = warm_runs.train(f"without, {name}", config_of(warm_runs.root, None) | sharding)
     assert "dry run: the longest micro-batch (" in with_it.process.stderr
+    assert with_it.process.stderr.count("model.activation_offload has no effect here: on a CPU") == 1
     assert "dry run" not in without.process.stderr, "by itself on GPUs only"
     assert without_clock(with_it.metrics) == without_clock(without.metrics)
     assert len({row["loss"] for row in with_it.metrics}) == 3
