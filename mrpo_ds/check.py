@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mrpo_ds.checkpoint import check_resume
-from mrpo_ds.config.ds_config import check_restorable, read_ds_config
+from mrpo_ds.config.ds_config import check_partitions, check_restorable, read_ds_config
 from mrpo_ds.config.schema import Config
 from mrpo_ds.console import log
 from mrpo_ds.data.order import steps_per_epoch, total_steps
@@ -36,6 +36,7 @@ def check_run(config: Config, resume: str = "none", show_example: bool = False, 
     if page is not None:
         check_page_path(page)
     sharding = read_ds_config(config.deepspeed)
+    check_partitions(config.deepspeed, sharding, config.topology.policy)
     if config.checkpoint.every_steps:
         check_restorable(config.deepspeed, sharding)
     check_output_dir(Path(config.output_dir), resume)

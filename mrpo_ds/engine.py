@@ -121,6 +121,18 @@ class DeepSpeedEngine:
         optimizer.zero_grad()  # the next backward overwrites the partitions where the last one added to them
         optimizer.grad_partitions_flat_buffer.zero_()  # but not those of parameters that it does not reach
 
+    def room_for_step(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What only a step makes, as tensors of these sizes on these devices.
+
+        First AdamW's moments, which stay, unless a step has made them; then the flat copy of the gradient of one group,
+        which it makes group by group where the optimizer is on the device.
+        """
+        sharded = self._engine.optimizer
+        flats: list[Tensor] = sharded.fp32_partitioned_groups_flat
+        moments = [] if self.optimizer_steps() else [flat for flat in flats for _ in MOMENTS]
+        on_cpu = isinstance(sharded.optimizer, DeepSpeedCPUAdam)
+        return moments, [] if on_cpu else [max(flats, key=torch.Tensor.numel)]
+
     def shapes(self) -> Shapes:
         """See Restorable."""
         return {name: full_shape(parameter) for name, parameter in self._trainable()}

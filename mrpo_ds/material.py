@@ -78,6 +78,11 @@ class Material:
         encodings, limits = self.speakers[POLICY].encodings, self.config.train
         return PolicyBatcher(self.splits, encodings, layout, limits, self.needs, rank, size, device)
 
+    def largest_examples(self) -> tuple[int, int]:
+        """Training rows of which one is the policy's largest: with its prompt before each response, or only once."""
+        fit = self.speakers[POLICY].fits["train"]
+        return fit.heaviest, fit.wordiest
+
     def eval_batches(self) -> Batches:
         """The held-out batches, in order."""
         return eval_batches(len(self.splits["eval"]), self.config.train.batch_size)
@@ -156,7 +161,7 @@ def _check_scores(examples: Sequence[Example], allowed: tuple[float, float] | No
             )
 
 
-_FREE = ("micro_batch_", "max_seconds", "max_skipped_steps")
+_FREE = ("micro_batch_", "max_seconds", "max_skipped_steps", "dry_run")
 """Settings of train that a resumed run may change."""
 
 

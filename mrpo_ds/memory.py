@@ -25,9 +25,35 @@ def total_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
+def forget_peak() -> None:
+    """Begin to measure the peak anew, where that is possible: on GPUs."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory, of a GPU or of the host, is used up."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # torch's allocator for CPUs and its C++ code raise a plain RuntimeError
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("t allocate memory", "bad_alloc"))
+
+
+def describe_memory() -> str:
+    """What this process has used at its peak, and what is left where it computes, such as '1.2 GiB used, 0.3 left'."""
+    left = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_bytes()
+    return f"{peak_memory_gib():.2f} GiB used by this rank, {left / 2**30:.2f} GiB left"
+
+
 def available_bytes() -> int:
-    """Host memory that can still be used without swapping: the machine's, or less where a control group limits it."""
+    """Host memory that can still be used without swapping: the machine's, or less where something limits it.
+
+    That is a control group, or `ulimit -v`.
+    """
     available = int(psutil.virtual_memory().available)
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        available = min(available, most - psutil.Process().memory_info().vms)
     own = _control_group()
     for group in [own, *own.parents] if own is not None else []:
         try:

@@ -6,7 +6,9 @@ Arrows: transformers -> SequenceScorer -> (an engine shards it) -> summed log-pr
 import hashlib
 import inspect
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,8 @@ class SequenceScorer(nn.Module):
         self.model = model
         self.head = SelectedLogps(model)
         self.mask_plan = plan_masks(model.config.get_text_config())
+        self.saving: Callable[[], AbstractContextManager[None]] = nullcontext
+        """The context of a forward that backward will follow; see mrpo_ds/activations.py."""
 
     def forward(
         self,
@@ -95,8 +99,9 @@ class SequenceScorer(nn.Module):
         elif segments is not None:
             assert isinstance(self.mask_plan, MaskPlan), self.mask_plan
             packed["attention_mask"] = self.mask_plan.masks(segments, position_ids, self.head.weight.dtype)
-        hidden = _body(self.model)(input_ids=input_ids, use_cache=False, **packed)[0]
-        logps: Tensor = self.head(hidden.flatten(0, 1)[predictors], targets)
+        with self.saving() if torch.is_grad_enabled() else nullcontext():
+            hidden = _body(self.model)(input_ids=input_ids, use_cache=False, **packed)[0]
+            logps: Tensor = self.head(hidden.flatten(0, 1)[predictors], targets)
         return logps
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from mrpo_ds.activations import HostActivations
 from mrpo_ds.budget import Budget, make_budget
 from mrpo_ds.checkpoint import Checkpoints, TrainState
 from mrpo_ds.config.ds_config import check_restorable, read_ds_config
@@ -25,6 +26,7 @@ from mrpo_ds.distributed.bridge import Bridge
 from mrpo_ds.distributed.collectives import gather_objects
 from mrpo_ds.distributed.orders import Orders
 from mrpo_ds.distributed.worlds import World
+from mrpo_ds.dry_run import dry_run, is_wanted
 from mrpo_ds.engine import DeepSpeedEngine, full_shape, gathered, shard_frozen
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.export import check_names, export_model, exported_shapes
@@ -68,13 +70,17 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
     restorable = _restorable(config, engine, needed=resume is not None or config.checkpoint.every_steps > 0)
     references = _reference_client(material, world, report, lambda: orders.stop is not None)
     state = checkpoints.load(engine, resume) if resume else TrainState()
+    batcher = material.batcher(layout, world.rank, world.size, world.device)
+    if is_wanted(config, world.device):
+        report("preflight dry run", state.step)
+        dry_run(config, engine, batcher.largest(material.largest_examples()), world.rank)
     tracker = _tracker(config, run_dir, state.step) if world.is_main else None
     run = PolicyRun(
         config=config,
         engine=engine,
         objective=Objective.from_config(config),
         references=references,
-        batcher=material.batcher(layout, world.rank, world.size, world.device),
+        batcher=batcher,
         checkpoints=checkpoints,
         tracker=tracker,
         report=report,
@@ -156,12 +162,21 @@ def _policy_engine(material: Material, world: World, report: Report) -> tuple[De
     with progress(1, "loading the policy", "model") as bar:
         scorer = load_scorer(config.model, dtype, trainable=True)
         bar.update()
+    if config.model.activation_offload:
+        _offload_activations(scorer, world.device)
     shapes = exported_shapes(scorer.model, full_shape)
     if world.is_leader:
         check_names(config.model.path, shapes, scorer.model)
     engine = DeepSpeedEngine(scorer, read_ds_config(config.deepspeed), config.train, world.device)
     report("preflight", 0)
     return engine, _preflight(scorer, engine.score, config.model, speaker, world)
+
+
+def _offload_activations(scorer: SequenceScorer, device: torch.device) -> None:
+    if device.type == "cpu":
+        log("model.activation_offload has no effect here: on a CPU activations are in host memory anyway")
+    else:
+        scorer.saving = HostActivations()
 
 
 def _reference_client(

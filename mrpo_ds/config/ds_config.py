@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mrpo_ds.errors import ConfigError
+from mrpo_ds.errors import ConfigError, require
 
 OWNED_KEYS = {
     "train_batch_size": "train.batch_size",
@@ -18,6 +18,14 @@ OWNED_KEYS = {
     "data_types": "model.dtype",
     "communication_data_type": "model.dtype",
 }
+
+QUANTIZED = {
+    "zero_quantized_weights": "With it the policy is scored with rounded weights and its references with theirs as "
+    "they are, so the first log-ratios are not 0.",
+    "zero_quantized_nontrainable_weights": "It is for adapters: the policy is trained in full.",
+    "zero_quantized_gradients": "Its kernel takes every number for fp16, and gradients are summed in fp32 here.",
+}
+"""Parts of ZeRO++ that are refused, and why."""
 
 
 def read_ds_config(path: str) -> dict[str, Any]:
@@ -39,7 +47,25 @@ def read_ds_config(path: str) -> dict[str, Any]:
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage != 3:
         raise ConfigError(f"{path}: zero_optimization.stage is {stage}; allowed: 3.")
+    for key, why in QUANTIZED.items():
+        name = f"{path}: zero_optimization.{key}"
+        require(not values["zero_optimization"].get(key), name, values["zero_optimization"].get(key), "false", why)
     return values
+
+
+def check_partitions(path: str, sharding: dict[str, Any], ranks: int) -> None:
+    """Raise ConfigError unless the policy's ranks make up whole groups that keep a second copy of the weights (hpZ)."""
+    size = sharding["zero_optimization"].get("zero_hpz_partition_size", 1)
+    key = f"{path}: zero_optimization.zero_hpz_partition_size"
+    require(isinstance(size, int) and not isinstance(size, bool) and size >= 1, key, size, ">= 1 rank")
+    divisors = [str(one) for one in range(1, ranks + 1) if ranks % one == 0]
+    require(
+        ranks % size == 0,
+        key,
+        size,
+        f"a divisor of topology.policy ({ranks}): {' | '.join(divisors)}",
+        "It is the number of policy ranks on a node.",
+    )
 
 
 def check_restorable(path: str, sharding: dict[str, Any]) -> None:

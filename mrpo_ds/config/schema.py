@@ -44,6 +44,9 @@ class ModelConfig:
     masks (not flash). A model that cannot (the check before training says so) computes the prompt for each response."""
     gradient_checkpointing: bool = True
     """Recompute activations in backward: about 1/3 more compute, far less memory."""
+    activation_offload: bool = False
+    """Activations wait for backward in host memory: with gradient_checkpointing each layer's input, else all of them.
+    Costs the time of copying them to the host and back. Without effect on CPUs."""
 
     def __post_init__(self) -> None:
         require_choice("model.dtype", self.dtype, DTYPES)
@@ -77,8 +80,9 @@ class ReferenceConfig:
     """The responses of a prompt share it, as for the policy."""
     sharding: str = "none"
     """none: whole on each of its ranks. zero3: parameters sharded over its ranks."""
-    batch_tokens: int = 8192
-    """Most tokens per scoring forward and rank, padding included, >= 1. A longer single sequence goes alone."""
+    batch_tokens: int = 16384
+    """Most tokens per scoring forward and rank, padding included, >= 1. A longer single sequence goes alone. Twice the
+    policy's: without a backward a forward keeps no activations, and larger ones use a GPU better."""
 
     def __post_init__(self) -> None:
         key = f"references[{self.name}]"
@@ -275,6 +279,9 @@ class OptimizationConfig:
     """Clip the global gradient norm to this, > 0; inf never clips."""
     max_skipped_steps: int = 0
     """Steps with a number that is not finite which the whole run may leave out, >= 0. 0: stop at the first one."""
+    dry_run: bool | None = None
+    """Before the first step, run forward and backward once on the longest micro-batch that the limits allow, with room
+    held for AdamW's moments, so that a lack of memory ends the run now and not after hours. null: on GPUs only."""
     seed: int = 0
     """Seed of the data order, >= 0."""
 

@@ -76,7 +76,7 @@ class DataReport(_Account):
 class FitReport(_Account):
     """How the examples of a split look to one model: sizes, and rows that it reads otherwise than they are written."""
 
-    _greatest = frozenset({"longest"})
+    _greatest = frozenset({"longest", "most_tokens", "most_text"})
 
     rows: int = 0
     """Examples that the model was shown."""
@@ -84,6 +84,14 @@ class FitReport(_Account):
     """Tokens of all sequences, each with its prompt."""
     longest: int = 0
     """Tokens of the longest sequence, prompt and response."""
+    most_tokens: int = 0
+    """Tokens of all sequences of one example, each with its prompt: the most of any."""
+    heaviest: int = 0
+    """The first example with so many, counted from 0 over those that the model was shown."""
+    most_text: int = 0
+    """Tokens of one example, its prompt once and its responses: the most of any."""
+    wordiest: int = 0
+    """The first example with so many."""
     prompt_tokens: dict[int, int] = field(default_factory=dict)
     """How many examples have a prompt of so many tokens."""
     response_tokens: dict[int, int] = field(default_factory=dict)
@@ -111,11 +119,25 @@ class FitReport(_Account):
 
     def count(self, prompt_tokens: int, response_tokens: list[int]) -> None:
         """Take in one example's lengths."""
+        text = prompt_tokens + sum(response_tokens)
+        tokens = text + (len(response_tokens) - 1) * prompt_tokens
+        if tokens > self.most_tokens:
+            self.heaviest, self.most_tokens = self.rows, tokens
+        if text > self.most_text:
+            self.wordiest, self.most_text = self.rows, text
         self.rows += 1
         self.longest = max(self.longest, prompt_tokens + max(response_tokens))
-        self.tokens += sum(prompt_tokens + length for length in response_tokens)
+        self.tokens += tokens
         _count(self.prompt_tokens, [prompt_tokens])
         _count(self.response_tokens, response_tokens)
+
+    def add(self, other: _Account) -> None:
+        """Take in what a later part of the data counted, whose examples come after those of this one."""
+        assert isinstance(other, FitReport)
+        heaviest = self.heaviest if self.most_tokens >= other.most_tokens else self.rows + other.heaviest
+        wordiest = self.wordiest if self.most_text >= other.most_text else self.rows + other.wordiest
+        super().add(other)
+        self.heaviest, self.wordiest = heaviest, wordiest
 
     def find(self, name: str, source: str) -> None:
         """Count one odd row under the name of one of the counts."""

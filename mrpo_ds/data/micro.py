@@ -132,6 +132,32 @@ class PolicyBatcher:
             alone=lambda prompt: self._micro(numbered, [prompt], True),
         )
 
+    def largest(self, examples: Sequence[int]) -> MicroBatch:
+        """A forward with as many token places as the limits allow any, made of the largest training prompt.
+
+        Copies of it, the last ones shortened to what is left; or it alone, if it needs more than micro_batch_tokens.
+
+        Args:
+            examples: the training rows of which one is the largest in this layout (FitReport.heaviest, .wordiest).
+        """
+        candidates = [self._sequences(self.encodings["train"][index]) for index in examples]
+        largest = max(candidates, key=lambda rows: self._places([rows]))
+        most = -(-self.limits.batch_size // math.lcm(self.size, self.alike))  # what is left of a batch for one forward
+        prompts = [largest]
+        budget = self.limits.micro_batch_tokens
+        copies = [largest, *(_shorten(largest, part) for part in range(PARTS - 1, 0, -1))]
+        while len(prompts) < min(most, self.limits.micro_batch_size or most):
+            fitting = next((copy for copy in copies if self._places([*prompts, copy]) <= budget), None)
+            if fitting is None:
+                break
+            prompts.append(fitting)
+        return self._micro(prompts, list(range(len(prompts))), False)
+
+    def _places(self, numbered: "list[list[_Numbered]]") -> int:
+        """Token places of a forward over some prompts."""
+        units = [self.layout.units([sequence for _, sequence in rows]) for rows in numbered]
+        return self.layout.places([unit for one in units for unit in one])
+
     def _sequences(self, rows: list[Encoded]) -> "list[_Numbered]":
         """What is computed of one prompt: (response, sequence), or (PROMPT, itself) where it is scored."""
         sequences = [(r, row) for r, row in enumerate(rows) if r not in self.needs.unused]
@@ -167,6 +193,8 @@ class PolicyBatcher:
 
 PROMPT = -1
 """Number of the sequence that scores the prompt; its log-prob stands last in the table."""
+PARTS = 8
+"""A prompt is shortened to a multiple of this part of it, to fill the largest forward."""
 _Numbered = tuple[int, Encoded]
 
 
@@ -178,3 +206,13 @@ def _work(layout: Layout, sequences: Sequence[Sequence[Encoded]]) -> Work:
 def _prompt_alone(sequence: Encoded) -> Encoded:
     """The prompt as a sequence of its own, of which all tokens but the first are scored."""
     return Encoded(sequence.ids[: sequence.prompt_length], 1)
+
+
+def _shorten(rows: list[_Numbered], part: int) -> list[_Numbered]:
+    """The beginning of a prompt and of each of its responses: so many of PARTS parts of both."""
+    shortened = []
+    for number, row in rows:
+        prompt, response = row.ids[: row.prompt_length], row.ids[row.prompt_length :]
+        start = prompt[: -(-len(prompt) * part // PARTS)]
+        shortened.append((number, Encoded(start + response[: -(-len(response) * part // PARTS)], len(start))))
+    return shortened

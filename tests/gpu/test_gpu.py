@@ -5,21 +5,39 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from mrpo_ds.config.schema import ReferenceConfig
+from mrpo_ds.activations import HostActivations
+from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
 from mrpo_ds.data.batching import Layout
 from mrpo_ds.data.rendering import Encoded
 from mrpo_ds.models import load_scorer, resolve_dtype, score
 from mrpo_ds.ops.logps import selected_logps
 from mrpo_ds.preflight import check_selected_logps, unfit_for_packing
-from tests.support import base_config, make_model, mrpo_ds, read_metrics, write_config
+from tests.support import base_config, command, free_port, make_model, mrpo_ds, read_metrics, write_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 ON_GPU = {"DS_ACCELERATOR": "cuda"}
 ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 STEPS = 6
+FULL_GPU = """
+import sys, torch
+from mrpo_ds.distributed.heartbeat import Heartbeat
+begin = Heartbeat.phase
+def phase(self, name, step=0):
+    begin(self, name, step)
+    if name == "preflight dry run":
+        torch.cuda.empty_cache()
+        used = torch.cuda.memory_reserved() + 2**20
+        torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(0).total_memory)
+Heartbeat.phase = phase
+from mrpo_ds.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""mrpo-ds in which the GPU's allocator has a megabyte left once the dry run begins."""
 
 
 def gpu():
@@ -124,6 +142,59 @@ def test_preflight_passes_in_bf16(family):
     scorer = load_scorer(config, torch.bfloat16, trainable=False).to(gpu())
     check_selected_logps(scorer, torch.no_grad()(partial(score, scorer)), ROWS[-1], gpu(), "reference r")
     assert unfit_for_packing(scorer, torch.no_grad()(partial(score, scorer)), ROWS[-1], gpu()) == ""
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_on_the_host_change_no_number_and_leave_the_gpu(root, checkpointing):
+    path = root / "models" / "wide"
+    if not path.exists():
+        torch.manual_seed(0)
+        shape = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
+        LlamaForCausalLM(LlamaConfig(vocab_size=400, max_position_embeddings=2048, **shape)).save_pretrained(path)
+    sequences = [Encoded([5 + (7 * index + row) % 200 for index in range(1024)], 6) for row in range(8)]
+    batch = Layout(0, packed=False).collate(sequences).to(gpu())
+    results = {}
+    for offload in (False, True):
+        config = ModelConfig(path=str(path), gradient_checkpointing=checkpointing)
+        scorer = load_scorer(config, torch.bfloat16, trainable=True).to(gpu())
+        if offload:
+            scorer.saving = HostActivations()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        logps = score(scorer, batch)
+        held = torch.cuda.memory_allocated() - before  # between forward and backward
+        logps.sum().backward()
+        results[offload] = logps.detach(), [parameter.grad for parameter in scorer.parameters()], held
+        del scorer
+    assert torch.equal(results[True][0], results[False][0])
+    for ours, theirs in zip(results[True][1], results[False][1], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    hidden = batch.input_ids.numel() * 1024 * 2  # bytes of one layer's input
+    assert results[False][2] > 8 * hidden, "there is something to move"
+    assert results[True][2] < results[False][2] / 2
+
+
+def test_a_run_with_a_dry_run_and_activations_on_the_host(train, root):
+    """By itself on a GPU; and the offload of a run gives the numbers of the run without it."""
+    directory, console = train("gpu", ON_GPU)
+    assert "dry run: the longest micro-batch (" in console
+    config = yaml.safe_load((root / "gpu.yaml").read_text())
+    config["model"] |= {"activation_offload": True, "gradient_checkpointing": True}
+    path = write_config(root / "offload.yaml", config | {"output_dir": str(root / "offload")})
+    process = mrpo_ds("train", str(path), **ON_GPU)
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert column(root / "offload", "loss") == pytest.approx(column(directory, "loss"), abs=1e-4)
+
+
+def test_a_micro_batch_that_the_gpu_cannot_hold_is_refused_before_the_first_step(root):
+    config = base_config(root)
+    config["topology"] |= {"placement": "colocated"}
+    config["train"]["dry_run"] = True
+    path = write_config(root / "full.yaml", config | {"output_dir": str(root / "full")})
+    process = command(["-c", FULL_GPU, "train", str(path)], **ON_GPU, **ALONE, MASTER_PORT=str(free_port()))
+    assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr[-4000:]
+    assert "out of memory in the dry run of the longest micro-batch (" in process.stderr
+    assert "set model.gradient_checkpointing=true; set model.activation_offload=true; set deepspeed=" in process.stderr
 
 
 def test_no_tensor_of_tokens_by_vocabulary_is_ever_held():

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "types": "",
     "accelerator": "",
     "memory": "",
+    "activations": "",
     "manifest": "",
     "wandb_files": "",
     "registry": "errors",
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "tracking": "errors config.schema console manifest plots wandb_files",
     "plots": "errors tracking",
     "reference": "errors types data distributed console manifest",
-    "models": "errors types ops config.schema manifest memory",
+    "models": "errors types activations ops config.schema manifest memory",
     "stores": "config.schema data models reference",
     "export": "errors manifest",
     "preflight": "errors types data models",
@@ -55,8 +56,9 @@ MAY_IMPORT = {
     "budget": "",
     "train": "errors types config.schema learning_rate memory budget data distributed console tracking reference "
     "engine checkpoint metrics objective evaluation failures",
-    "roles": "errors types config config.schema memory data distributed console tracking reference models stores "
-    "export preflight engine checkpoint metrics objective material budget train",
+    "dry_run": "errors config.schema memory data distributed console engine",
+    "roles": "errors types activations config config.schema memory data distributed console tracking reference models "
+    "stores export preflight engine checkpoint metrics objective material budget train dry_run",
     "session": "errors console",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
     "demo": "errors accelerator console",
@@ -83,8 +85,8 @@ ONLY_IN = {
     "datasets": "data",
     "pyarrow": "data reference",
     "jinja2": "data",
-    "torch": "accelerator memory material types ops losses data distributed reference models stores export preflight "
-    "shards engine checkpoint metrics objective evaluation failures check train roles demo",
+    "torch": "accelerator memory activations material types ops losses data distributed reference models stores export "
+    "preflight shards engine checkpoint metrics objective evaluation failures check train dry_run roles demo",
 }
 
 

@@ -1,5 +1,6 @@
 """One optimizer step with an engine of plain torch: the denominator is exact, and nothing moves after a bad number."""
 
+import gc
 import math
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from mrpo_ds.config.schema import LossConfig
 from mrpo_ds.data.batching import Layout
 from mrpo_ds.data.micro import PolicyBatcher
 from mrpo_ds.data.plan import Batch
+from mrpo_ds.distributed import collectives
 from mrpo_ds.errors import NonFiniteError
 from mrpo_ds.losses import load
 from mrpo_ds.material import prepare
@@ -19,6 +21,7 @@ from mrpo_ds.objective import Objective, ScoredBatch
 from mrpo_ds.reference.client import ReferenceAnswer
 from mrpo_ds.train import Update, train_step
 from tests.support import base_config, world_of_one, write_config
+from tests.waits import counted_waits
 
 CPU = torch.device("cpu")
 BATCH = Batch("train", 0, tuple(range(7)))
@@ -78,19 +81,19 @@ def objective(material):
     return Objective.from_config(material.config)
 
 
-def batch_of(material, rank=0, size=1, alike=4, **limits):
+def batch_of(material, rank=0, size=1, alike=4, batch=BATCH, **limits):
     policy = material.speakers["policy"]
     limits = replace(material.config.train, **{"micro_batch_size": None, **limits})
     batcher = PolicyBatcher(
-        material.splits, policy.encodings, Layout(0), limits, material.needs, rank, size, CPU, alike
+        material.splits, policy.encodings, Layout(0, shared=True), limits, material.needs, rank, size, CPU, alike
     )
-    return batcher.build(BATCH)
+    return batcher.build(batch)
 
 
-def answer_of(invalid=()):
+def answer_of(invalid=(), batch=BATCH):
     """What two references might say of the batch; the rows named invalid hold a NaN."""
     generator = torch.Generator().manual_seed(0)
-    logps = -40 - 20 * torch.rand(2, len(BATCH.ids), 2, generator=generator)
+    logps = -40 - 20 * torch.rand(2, len(batch.ids), 2, generator=generator)
     for row in invalid:
         logps[1, row, 0] = torch.nan
     nothing = [0.0, 0.0]
@@ -191,3 +194,35 @@ def test_a_reference_that_is_not_finite_ends_the_step_unless_the_loss_may_drop_i
     assert first["references"]["ref2"]["logps"][0] == "nan" and first["references"]["ref1"]["lengths"] == [9.0, 9.0]
     assert all(math.isfinite(value) for value in first["policy_logps"] + first["references"]["ref1"]["logps"])
     assert math.isfinite(caught.value.metrics["loss"]) and math.isnan(caught.value.metrics["grad_norm"])
+
+
+def test_more_micro_batches_wait_no_more_often_for_the_device_or_for_other_ranks(material, objective):
+    eight = replace(BATCH, ids=tuple(range(8)))
+    waits = {}
+    for micros in (2, 8):
+        batch = batch_of(material, alike=micros, batch=eight)
+        assert len(batch.micros) == micros
+        scored = ScoredBatch(batch, answer_of(batch=eight))
+        engine = PlainEngine(material.config)
+        with counted_waits() as waits[micros]:
+            train_step(engine, objective, scored, UPDATE)
+    assert waits[2] == waits[8]
+    assert waits[2]["Tensor.tolist"] > 0, "the metrics and the denominators come from the device, once a step"
+
+
+def test_what_waits_is_counted():
+    """The count above would see it."""
+    with counted_waits() as counts:
+        mask = torch.tensor([True, False])
+        values = torch.ones(2)
+        values[mask].sum().item()
+        values.nonzero()
+        values[mask] = 0.0
+        bool(values.sum() > 0)
+        values.tolist()
+        gc.collect()
+        collectives.barrier()
+    assert counts["Tensor.item"] == counts["Tensor.tolist"] == counts["gc.collect"] == 1
+    assert counts["aten.index"] + counts["aten.nonzero"] >= 2 and counts["Tensor.__bool__"] == 1
+    assert counts["aten.index_put_"] == 1 and counts["aten._local_scalar_dense"] >= 1
+    assert counts["mrpo_ds.distributed.collectives.barrier"] == 1

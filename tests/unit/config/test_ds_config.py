@@ -7,6 +7,8 @@ import pytest
 
 from mrpo_ds.config.ds_config import (
     OWNED_KEYS,
+    QUANTIZED,
+    check_partitions,
     check_restorable,
     frozen_ds_config,
     read_ds_config,
@@ -56,6 +58,43 @@ def test_sharding_whose_state_no_checkpoint_holds_is_refused(zero, says):
 def test_every_shipped_sharding_can_be_resumed():
     for file in SHIPPED:
         check_restorable(str(file), read_ds_config(str(file)))
+
+
+@pytest.mark.parametrize("key", QUANTIZED)
+def test_quantized_weights_and_gradients_are_refused_with_the_reason(refused, key):
+    message = refused({"zero_optimization": {"stage": 3, key: True}})
+    assert f"zero_optimization.{key} is True; allowed: false. {QUANTIZED[key]}" in message
+
+
+def test_a_quantization_that_is_switched_off_is_no_mistake(tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3} | dict.fromkeys(QUANTIZED, False)}))
+    assert read_ds_config(str(file))["zero_optimization"]["stage"] == 3
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(1, 3), (2, 2), (2, 4), (8, 64), (4, 4)])
+def test_groups_with_a_second_copy_of_the_weights_make_up_all_ranks(size, ranks):
+    check_partitions("ds.json", {"zero_optimization": {"zero_hpz_partition_size": size}}, ranks)
+    check_partitions("ds.json", {"zero_optimization": {}}, ranks)
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks", "says"),
+    [
+        (8, 4, "8; allowed: a divisor of topology.policy (4): 1 | 2 | 4."),
+        (4, 6, "4; allowed: a divisor of topology.policy (6): 1 | 2 | 3 | 6."),
+        (2, 1, "2; allowed: a divisor of topology.policy (1): 1."),
+        (0, 4, "0; allowed: >= 1 rank"),
+        (-2, 4, "-2; allowed: >= 1 rank"),
+        ("2", 4, "'2'; allowed: >= 1 rank"),
+        (2.0, 4, "2.0; allowed: >= 1 rank"),
+        (True, 4, "True; allowed: >= 1 rank"),
+    ],
+)
+def test_groups_that_do_not_are_refused_with_both_numbers(size, ranks, says):
+    with pytest.raises(ConfigError) as caught:
+        check_partitions("ds.json", {"zero_optimization": {"zero_hpz_partition_size": size}}, ranks)
+    assert str(caught.value).startswith(f"ds.json: zero_optimization.zero_hpz_partition_size is {says}")
 
 
 @pytest.mark.parametrize(("key", "owner"), OWNED_KEYS.items())
@@ -136,7 +175,10 @@ def deepspeed_reads():
 
 
 def test_there_are_shipped_configurations():
-    assert [file.name for file in SHIPPED] == ["zero3.json", "zero3_offload.json"]
+    names = ["zero3", "zero3_offload", "zero3_offload_optimizer", "zeropp"]
+    assert [file.stem for file in SHIPPED] == names
+    text = (SHIPPED[0].parent / "README.md").read_text(encoding="utf-8")
+    assert [name for name in names if f"**{name}.json**" not in text] == [], "each has its paragraph"
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -150,6 +192,8 @@ def test_deepspeed_accepts_every_shipped_configuration_as_we_complete_it(deepspe
     assert theirs.bfloat16_config.enabled is bf16
     offloads = "offload" in file.name
     assert (theirs.zero_config.offload_optimizer is not None) == offloads == uses_cpu_optimizer(ours)
+    assert (theirs.zero_config.offload_param is not None) == (file.stem == "zero3_offload")
+    assert theirs.zero_config.zero_hpz_partition_size == (8 if file.stem == "zeropp" else 1)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

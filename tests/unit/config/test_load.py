@@ -128,6 +128,8 @@ def test_an_unknown_key_that_is_near_nothing_lists_what_there_is(load):
         ("model.path=null", "model.path is None; allowed: text."),
         ("output_dir=", "output_dir is None; allowed: text."),
         ("model.path.x=3", "model.path is {'x': 3}; allowed: text."),
+        ("model.activation_offload=cpu", "model.activation_offload is 'cpu'; allowed: true | false."),
+        ("train.dry_run=auto", "train.dry_run is 'auto'; allowed: true | false or null."),
         ("references.0.batch_tokens=many", "references[0].batch_tokens is 'many'; allowed: a whole number."),
         ("data.train.0.limit=x", "data.train[0].limit is 'x'; allowed: a whole number or null."),
         ("topology.references=[1]", "topology.references is [1]; allowed: a mapping of names to whole numbers."),

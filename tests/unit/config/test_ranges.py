@@ -7,7 +7,12 @@ from mrpo_ds.errors import ConfigError
 RANGES = [
     # override, key in the message, value in the message, allowed
     ("model.dtype=fp64", "model.dtype", "'fp64'", "auto | bf16 | fp32"),
-    ("model.attention=flash", "model.attention", "'flash'", "sdpa | eager | flex_attention | flash_attention_2 | flash_attention_3"),
+    (
+        "model.attention=flash",
+        "model.attention",
+        "'flash'",
+        "sdpa | eager | flex_attention | flash_attention_2 | flash_attention_3",
+    ),
     ("model.chat_template=own", "model.chat_template", "'own'", "auto | plain"),
     ("references.0.name='a/b'", "references[a/b].name", "'a/b'", "letters, digits, '-', '_' and '.'"),
     ("references.0.name=''", "references[].name", "''", "letters, digits"),

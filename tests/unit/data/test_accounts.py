@@ -112,6 +112,18 @@ def test_fit_of_two_rows_by_hand() -> None:
     assert (fit.prompt_tokens, fit.response_tokens) == ({5: 1, 9: 1}, {2: 2, 7: 1, 1: 1})
 
 
+def test_the_largest_examples_by_hand() -> None:
+    """With its prompt before each response, and with its prompt once: these are not the same rows."""
+    fit, later = FitReport(), FitReport()
+    fit.count(4, [1, 1])
+    fit.count(50, [1, 2])
+    later.count(50, [2, 1])
+    later.count(5, [30, 40])
+    fit.add(later)
+    assert (fit.heaviest, fit.most_tokens) == (1, 103)
+    assert (fit.wordiest, fit.most_text) == (3, 75)
+
+
 @given(st.lists(data_events, max_size=8), st.lists(fit_events, max_size=8))
 def test_round_trip_through_json(data: list[Event[DataReport]], fit: list[Event[FitReport]]) -> None:
     report, reading = DataReport(), FitReport()

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from mrpo_ds.config.schema import OptimizationConfig
 from mrpo_ds.data.batching import Layout
-from mrpo_ds.data.micro import PROMPT, PolicyBatcher
+from mrpo_ds.data.micro import PARTS, PROMPT, PolicyBatcher
 from mrpo_ds.data.plan import Batch, train_batches
 from mrpo_ds.data.rendering import Renderer
 from mrpo_ds.types import Example, Message, Needs
-from tests.prepared import encode_split
+from tests.prepared import check_fits, encode_split
 from tests.support import bpe_tokenizer
 
 TOKENIZER = bpe_tokenizer()
@@ -202,3 +202,35 @@ def test_the_padding_figure_knows_what_is_computed():
 def test_a_rank_without_prompts_runs_filler(rank):
     batch = batchers([make_example(0, 2, 2)], 3, None, 10_000)[rank].build(Batch("train", 0, (0,)))
     assert [bool(forward.counted.any()) for forward in batch.micros] == [rank == 0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes, st.integers(1, 3), st.one_of(st.none(), st.integers(1, 3)), st.integers(20, 900))
+def test_no_forward_of_any_batch_is_larger_than_the_largest(shapes, size, micro, tokens):
+    """Up to what a further, shortened copy of the largest prompt would have added."""
+    examples = [make_example(index, *shape) for index, shape in enumerate(shapes)]
+    ranks = batchers(examples, size, micro, tokens)
+    fit = check_fits(examples, {"policy": RENDERER})["policy"]
+    largest = ranks[0].largest([fit.heaviest, fit.wordiest])
+    places = largest.sequences.input_ids.numel()
+    heaviest = max(sum(len(row.ids) for row in rows) for rows in encode_split(examples, RENDERER))
+    assert places <= max(tokens, heaviest) and not largest.counted.any()
+    assert micro is None or len(largest.prompts) <= micro
+    for rank in ranks:
+        for forward in rank.build(Batch("train", 0, tuple(range(len(examples))))).micros:
+            assert forward.sequences.input_ids.numel() <= max(places + heaviest // PARTS + 2 * 4 + 1, places / 0.98)
+
+
+def test_the_largest_forward_is_full_of_the_largest_prompt():
+    examples = [make_example(index, words, 2) for index, words in enumerate((3, 40, 5, 8, 2, 2, 2, 2))]
+    (heaviest,) = Layout(0, shared=True).units([RENDERER.encode(examples[1], response) for response in range(2)])
+
+    def shape(micro: int | None, tokens: int) -> tuple[int, int]:
+        made = batchers(examples, 1, micro, tokens)[0].largest([1, 0])
+        return len(made.prompts), made.sequences.input_ids.numel()
+
+    assert shape(None, heaviest - 1) == (1, heaviest), "alone, whatever the limit"
+    assert shape(2, 100 * heaviest) == (2, 2 * heaviest)
+    assert shape(None, 100 * heaviest) == (8, 8 * heaviest), "no more than a batch has"
+    prompts, places = shape(None, 2 * heaviest + heaviest // 2)
+    assert prompts >= 3 and 2.3 * heaviest < places <= 2.5 * heaviest

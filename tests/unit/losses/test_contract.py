@@ -11,10 +11,13 @@ import torch
 from omegaconf import OmegaConf
 
 from mrpo_ds.config.schema import VIEWS
+from mrpo_ds.data.micro import MicroBatch
 from mrpo_ds.losses import load
 from mrpo_ds.losses._virtual import TrustRegionOptions
-from mrpo_ds.types import LossOutput
+from mrpo_ds.metrics import Totals
+from mrpo_ds.types import LossOutput, SequenceBatch
 from tests.unit.losses.variants import LOSSES, RESPONSES, variants
+from tests.waits import counted_waits
 
 ROWS = 6
 OBJECTIVES = {label: objective for name in LOSSES for label, objective in variants(name).items()}
@@ -227,6 +230,20 @@ def test_references_get_no_gradient_and_nothing_is_changed_in_place(objective, m
     for field in fields(logps):
         value, before = getattr(logps, field.name), getattr(same, field.name)
         assert value is before is None or torch.equal(value, before)
+
+
+def test_neither_a_loss_nor_its_metrics_wait_for_the_device(objective, make):
+    """They are computed with every micro-batch, while the device is behind."""
+    logps = make()
+    count = len(logps.policy)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    sequences = SequenceBatch(nothing, nothing, None, None, nothing, nothing, nothing, (0, 0))
+    counted = torch.ones(count, dtype=torch.bool)
+    micro = MicroBatch(sequences, nothing, nothing, torch.arange(count), counted)
+    totals = Totals([f"ref{number}" for number in range(objective.references)], objective.needs.chosen)
+    with counted_waits() as waits:
+        totals.add(objective.loss(logps), logps, micro)
+    assert waits == {}
 
 
 @pytest.mark.parametrize("scale", [0.0, 300.0, 5000.0])
