@@ -87,5 +87,5 @@ def _rows(step: int, micro: int, rank: int) -> Any:
     """Other token ids for every micro-batch of every step and rank."""
     start = 10 + 40 * step + 20 * micro + 10 * rank
     return Layout(pad_id=0).collate(
-        [Encoded(ids=list(range(start, start + length)), prompt_length=3) for length in (9, 14)]
+        [[Encoded(ids=list(range(start, start + length)), prompt_length=3)] for length in (9, 14)]
     )

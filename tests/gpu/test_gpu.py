@@ -151,7 +151,7 @@ def test_activations_on_the_host_change_no_number_and_leave_the_gpu(root, checkp
         torch.manual_seed(0)
         shape = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
         LlamaForCausalLM(LlamaConfig(vocab_size=400, max_position_embeddings=2048, **shape)).save_pretrained(path)
-    sequences = [Encoded([5 + (7 * index + row) % 200 for index in range(1024)], 6) for row in range(8)]
+    sequences = [[Encoded([5 + (7 * index + row) % 200 for index in range(1024)], 6)] for row in range(8)]
     batch = Layout(0, packed=False).collate(sequences).to(gpu())
     results = {}
     for offload in (False, True):
@@ -195,6 +195,26 @@ def test_a_micro_batch_that_the_gpu_cannot_hold_is_refused_before_the_first_step
     assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr[-4000:]
     assert "out of memory in the dry run of the longest micro-batch (" in process.stderr
     assert "set model.gradient_checkpointing=true; set model.activation_offload=true; set deepspeed=" in process.stderr
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_a_shared_prompt_gives_the_scores_and_gradients_of_the_cpu(root, attention):
+    path = root / "models" / "sliding"
+    if not path.exists():
+        torch.manual_seed(0)
+        shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = Gemma3TextConfig(vocab_size=400, num_key_value_heads=2, head_dim=16, sliding_window=16, **shape)
+        Gemma3ForCausalLM(config).save_pretrained(path)
+    group = [Encoded([*range(5, 45), *range(50 + 40 * row, 70 + 45 * row)], 40) for row in range(4)]
+    batch = Layout(0, single_row=attention == "flex_attention", shared=True).collate([group, group[1:]])
+    results = {}
+    for device, used in ((torch.device("cpu"), "sdpa"), (gpu(), attention)):
+        scorer = load_scorer(ModelConfig(path=str(path), attention=used), torch.float32, trainable=True).to(device)
+        logps = score(scorer, batch.to(device))
+        logps.sum().backward()
+        results[device.type] = [logps.detach().cpu(), *(one.grad.cpu() for one in scorer.parameters())]
+    for ours, theirs in zip(results["cuda"], results["cpu"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3 * theirs.abs().max().item())
 
 
 def test_no_tensor_of_tokens_by_vocabulary_is_ever_held():

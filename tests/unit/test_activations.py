@@ -42,7 +42,7 @@ def run(path, checkpointing, saving=nullcontext):
     """(log-probs, gradients, scorer) of a forward and a backward."""
     scorer = load_scorer(ModelConfig(path=str(path), gradient_checkpointing=checkpointing), torch.float32, True)
     scorer.saving = saving
-    logps = score(scorer, Layout(0).collate(ROWS))
+    logps = score(scorer, Layout(0).collate([[row] for row in ROWS]))
     logps.sum().backward()
     return logps, [parameter.grad for parameter in scorer.parameters()], scorer
 
@@ -74,7 +74,7 @@ def test_a_forward_without_gradient_moves_nothing(models):
     scorer = load_scorer(ModelConfig(path=str(models["llama"])), torch.float32, True)
     scorer.saving = host
     with torch.no_grad():
-        score(scorer, Layout(0).collate(ROWS))
+        score(scorer, Layout(0).collate([[row] for row in ROWS]))
     assert host.moved == []
 
 
