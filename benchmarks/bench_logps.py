@@ -12,7 +12,7 @@ the most that the process held above what it held before (on a GPU: what torch a
 
 All of them sum -log p over the tokens; sums and gradients must agree, or the exit code is 1. Where logits do not fit
 into memory, theirs are measured at the numbers of tokens that fit, fitted with straight lines in the tokens, and
-extrapolated, marked so and with how far the points are from the lines. --chunk-mib also measures ours by chunk size.
+extrapolated, marked so and with how far the points are from the lines. --chunk-rows also measures ours by the rows of a chunk.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Case:
     dtype: str
     device: str
     repeats: int
-    chunk_mib: int | None = None
+    chunk_rows: int | None = None
 
 
 def main() -> int:
@@ -85,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=1, help="measurements in a process, after the one for memory")
-    parser.add_argument("--chunk-mib", type=int, nargs="*", default=[], help="e.g. 16 32 64 128 256 512")
+    parser.add_argument("--chunk-rows", type=int, nargs="*", default=[], help="e.g. 64 128 256 512 1024")
     parser.add_argument("--memory-gib", type=float, help="that may be used; default: 0.8 of what is free")
     parser.add_argument("--liger", default=sys.executable, help="python of an environment with liger-kernel")
     parser.add_argument("--name", help="of the result: benchmarks/results/logps_<name>.json")
@@ -159,7 +159,7 @@ class Bench:
         for hidden in self.options.hidden:
             for vocabulary in self.options.vocabularies:
                 base = asdict(self._case("ours", vocabulary, most, hidden))
-                rows += self.by_turns([Case(**base | {"chunk_mib": size}) for size in self.options.chunk_mib])
+                rows += self.by_turns([Case(**base | {"chunk_rows": size}) for size in self.options.chunk_rows])
         return rows
 
     def _case(self, variant: str, vocabulary: int, tokens: int, hidden: int) -> Case:
@@ -274,11 +274,11 @@ def variant(case: Case) -> Callable[..., Any]:
         return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
 
     def ours(hidden: Any, weight: Any, targets: Any) -> Any:
-        from mrpo_ds.ops.logps import selected_logps
+        from mrpo_ds.memory import total_bytes
+        from mrpo_ds.ops.logps import chunk_rows, selected_logps
 
-        if case.chunk_mib is None:
-            return -selected_logps(hidden, weight, targets).sum()
-        return -selected_logps(hidden, weight, targets, chunk_bytes=case.chunk_mib * 2**20).sum()
+        rows = case.chunk_rows or chunk_rows(case.vocabulary, total_bytes(hidden.device))
+        return -selected_logps(hidden, weight, targets, rows=rows).sum()
 
     def liger(hidden: Any, weight: Any, targets: Any) -> Any:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss

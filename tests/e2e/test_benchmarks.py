@@ -49,7 +49,7 @@ def test_both_sides_of_a_step_have_the_same_losses(tmp_path: Path, options: tupl
 
 def test_log_probs_are_measured_and_extrapolated(tmp_path: Path) -> None:
     sizes = ("--vocabularies", "4000", "--tokens", "256", "8192", "--hidden", "32", "--turns", "1")
-    found = run("bench_logps", tmp_path / "logps.json", *sizes, "--memory-gib", "0.15", "--chunk-mib", "1")
+    found = run("bench_logps", tmp_path / "logps.json", *sizes, "--memory-gib", "0.15", "--chunk-rows", "1")
     rows = {(row["variant"], row["tokens"]): row for row in found["cases"]}
     assert not rows["log_softmax", 256]["extrapolated"] and not rows["ours", 8192]["extrapolated"]
     assert rows["log_softmax", 8192]["extrapolated"]

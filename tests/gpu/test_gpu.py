@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 from mrpo_ds.activations import HostActivations
 from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
