@@ -12,7 +12,8 @@ the most that the process held above what it held before (on a GPU: what torch a
 
 All of them sum -log p over the tokens; sums and gradients must agree, or the exit code is 1. Where logits do not fit
 into memory, theirs are measured at the numbers of tokens that fit, fitted with straight lines in the tokens, and
-extrapolated, marked so and with how far the points are from the lines. --chunk-rows also measures ours by the rows of a chunk.
+extrapolated, marked so and with how far the points are from the lines. --chunk-rows also measures ours by rows of a
+chunk.
 """
 
 import argparse
