@@ -190,8 +190,7 @@ class DeepSpeedEngine:
         adam = sharded.optimizer
         on_cpu = isinstance(adam, DeepSpeedCPUAdam)
         for flat in sharded.fp32_partitioned_groups_flat:
-            fused = not on_cpu and adam.param_groups[0]["fused"]
-            counted = torch.tensor(float(steps), device=flat.device if fused else "cpu")
+            counted = torch.tensor(float(steps), device=flat.device)
             adam.state[flat] = {kind: torch.zeros_like(flat) for kind in MOMENTS}
             adam.state[flat]["step"] = steps if on_cpu else counted
         if on_cpu:
@@ -234,7 +233,7 @@ def _optimizer(parameters: list[nn.Parameter], config: OptimizationConfig, on_cp
     if on_cpu:
         cpu_adam: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
         return cpu_adam
-    return torch.optim.AdamW(parameters, fused=torch.cuda.is_available(), **settings)
+    return torch.optim.AdamW(parameters, fused=True, **settings)  # one pass, no temporaries
 
 
 def _adam_settings(config: OptimizationConfig) -> dict[str, Any]:
