@@ -353,6 +353,13 @@ class TrackingConfig:
     """Weights & Biases settings."""
     plots: bool = True
     """Draw plots/*.png at the end."""
+    peak_tflops: float | None = None
+    """Matmul peak of one device in the policy's precision, > 0 teraflop/s, for perf/mfu; null: the data sheet's, where
+    mrpo_ds/peaks.py has the device."""
+
+    def __post_init__(self) -> None:
+        peak = self.peak_tflops
+        require(peak is None or 0 < peak < math.inf, "tracking.peak_tflops", peak, "> 0 teraflop/s, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from mrpo_ds.data.batching import Layout
 from mrpo_ds.data.encodings import SplitEncodings
 from mrpo_ds.data.plan import Batch, Splits
 from mrpo_ds.data.rendering import Encoded
-from mrpo_ds.types import Example, Needs, ResponseLogps, SequenceBatch
+from mrpo_ds.types import Example, Needs, ResponseLogps, SequenceBatch, Work
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class PolicyBatch:
     """[B] scored tokens of the prompts, or None if they are not scored."""
     draws: Tensor
     """[B] see ResponseLogps."""
+    work: Work
+    """What the forwards of the global batch compute, padding and filler left out."""
     alone: Callable[[int], MicroBatch]
     """The forward of one prompt of the global batch by itself."""
 
@@ -121,6 +123,7 @@ class PolicyBatcher:
             padding=1 - tokens / places,
             prompt_lengths=torch.tensor(prompt_lengths, device=self.device) if self.needs.prompt else None,
             draws=torch.tensor([self._draw(batch, index) for index in batch.ids], device=self.device),
+            work=_work([sequence for rows in sequences for _, sequence in rows]),
             alone=lambda prompt: self._micro(sequences, [prompt], True),
         )
 
@@ -164,6 +167,10 @@ _Numbered = tuple[int, Encoded]
 
 def _lengths(sequences: list[list[_Numbered]], prompts: Sequence[int]) -> list[int]:
     return [len(sequence.ids) for prompt in prompts for _, sequence in sequences[prompt]]
+
+
+def _work(sequences: Sequence[Encoded]) -> Work:
+    return Work(tuple((0, len(one.ids)) for one in sequences), sum(one.num_scored for one in sequences))
 
 
 def _prompt_alone(sequence: Encoded) -> Encoded:

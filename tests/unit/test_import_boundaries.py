@@ -37,6 +37,9 @@ MAY_IMPORT = {
     "tracking": "errors config.schema console manifest plots wandb_files",
     "plots": "errors tracking",
     "reference": "errors types data distributed console manifest",
+    "flops": "types",
+    "peaks": "",
+    "accounting": "types flops",
     "models": "errors types ops config.schema manifest",
     "stores": "config.schema data models reference",
     "export": "errors manifest",
@@ -53,10 +56,10 @@ MAY_IMPORT = {
     "check": "errors config config.schema data distributed.topology reference material models stores "
     "checkpoint console report",
     "budget": "",
-    "train": "errors types config.schema learning_rate memory budget data distributed console tracking reference "
-    "engine checkpoint metrics objective evaluation failures",
-    "roles": "errors types config config.schema memory data distributed console tracking reference models stores "
-    "export preflight engine checkpoint metrics objective material budget train",
+    "train": "errors types config.schema learning_rate memory budget accounting data distributed console tracking "
+    "reference engine checkpoint metrics objective evaluation failures",
+    "roles": "errors types config config.schema memory flops peaks accounting data distributed console tracking "
+    "reference models stores export preflight engine checkpoint metrics objective material budget train",
     "session": "errors console",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
     "demo": "errors accelerator console",
@@ -83,8 +86,8 @@ ONLY_IN = {
     "datasets": "data",
     "pyarrow": "data reference",
     "jinja2": "data",
-    "torch": "accelerator memory material types ops losses data distributed reference models stores export preflight "
-    "shards engine checkpoint metrics objective evaluation failures check train roles demo",
+    "torch": "accelerator flops peaks memory material types ops losses data distributed reference models stores export "
+    "preflight shards engine checkpoint metrics objective evaluation failures check train roles demo",
 }
 
 
