@@ -44,10 +44,15 @@ class Speaker:
     fits: Mapping[str, FitReport] = field(default_factory=dict)
     """How it reads each split."""
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence of all splits."""
+        return max((fit.longest for fit in self.fits.values()), default=0)
+
     def layout(self, model: AnyModelConfig) -> Layout:
-        """How its sequences lie in a forward, unless preflight finds that this model cannot pack."""
-        single_row = model.attention.startswith("flash_attention")
-        return Layout(pad_id(self.tokenizer), model.packing, single_row)
+        """How its sequences lie in a forward, unless preflight finds that this model cannot pack or share."""
+        single_row = model.attention.startswith(("flash_attention", "flex_attention"))
+        return Layout(pad_id(self.tokenizer), model.packing, single_row, model.packing and model.prefix_sharing)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
-from mrpo_ds.errors import ConfigError
+from mrpo_ds.errors import ConfigError, require
 from mrpo_ds.manifest import READERS, checksum
+from mrpo_ds.ops.attention import MaskPlan, plan_masks
 from mrpo_ds.ops.logps import selected_logps, sum_by_sequence
 from mrpo_ds.types import SequenceBatch
 
@@ -50,6 +51,10 @@ class SelectedLogps(nn.Module):
         head = model.get_output_embeddings()
         if head is None:
             raise ConfigError(f"{type(model).__name__} has no language-model head; allowed: causal language models.")
+        if _body(model) is None:
+            raise ConfigError(
+                f"{type(model).__name__} has no base model apart from its head; allowed: those that have."
+            )
         self.weight = head.weight
         self.bias = getattr(head, "bias", None)
         self.scale, self.softcap = _after_head(model)
@@ -60,44 +65,54 @@ class SelectedLogps(nn.Module):
 
 
 class SequenceScorer(nn.Module):
-    """A causal language model that returns summed log-probs of responses, and never a [*, V] tensor."""
+    """A causal language model that returns log-probs of given tokens, and never a [*, V] tensor."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.head = SelectedLogps(model)
+        self.mask_plan = plan_masks(model.config.get_text_config())
 
     def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
         attention_mask: Tensor | None,
+        segments: Tensor | None,
         predictors: Tensor,
-        places: Tensor,
-        table: tuple[int, int],
+        targets: Tensor,
     ) -> Tensor:
-        """The fields of a SequenceBatch -> [N] summed log-probs of the scored tokens, nats, float32 (or float64).
+        """The tensors of a SequenceBatch -> [T] log-probs of the scored tokens, nats, float32 (or float64).
 
         The hidden state of a token predicts the next one; prompt positions never reach the head.
         """
         # With a mask, positions count from its first token by themselves; some families know of no others.
-        packed = {"position_ids": position_ids} if attention_mask is None else {"attention_mask": attention_mask}
-        hidden = self.model.base_model(input_ids=input_ids, use_cache=False, **packed)[0]
-        logps = self.head(hidden.flatten(0, 1)[predictors], input_ids.flatten()[predictors + 1])  # [T]
-        return sum_by_sequence(logps, places, table)
+        packed: dict[str, Any] = {"position_ids": position_ids}
+        if attention_mask is not None:
+            packed = {"attention_mask": attention_mask}
+        elif segments is not None:
+            assert isinstance(self.mask_plan, MaskPlan), self.mask_plan
+            packed["attention_mask"] = self.mask_plan.masks(segments, position_ids, self.head.weight.dtype)
+        hidden = _body(self.model)(input_ids=input_ids, use_cache=False, **packed)[0]
+        logps: Tensor = self.head(hidden.flatten(0, 1)[predictors], targets)
+        return logps
 
 
 def score(scorer: nn.Module, batch: SequenceBatch) -> Tensor:
     """[N] summed log-probs, nats. The one way in which policies and references, sharded or whole, are called."""
-    result: Tensor = scorer(
-        batch.input_ids, batch.position_ids, batch.attention_mask, batch.predictors, batch.places, batch.table
-    )
-    return result
+    rows = (batch.input_ids, batch.position_ids, batch.attention_mask, batch.segments)
+    return sum_by_sequence(scorer(*rows, batch.predictors, batch.targets), batch.places, batch.table)
 
 
 def takes_positions(model: Any) -> bool:
     """Whether a model can be told where in its sequence each token stands, as packed rows must."""
-    return "position_ids" in inspect.signature(model.base_model.forward).parameters
+    return "position_ids" in inspect.signature(_body(model).forward).parameters
+
+
+def _body(model: Any) -> Any:
+    """The model below its head: token ids to hidden states."""
+    body = model.base_model
+    return getattr(model, "model", None) if body is model else body  # Llama 4's text model calls itself its base
 
 
 def load_scorer(config: AnyModelConfig, dtype: torch.dtype, trainable: bool) -> SequenceScorer:
@@ -126,6 +141,12 @@ def load_scorer(config: AnyModelConfig, dtype: torch.dtype, trainable: bool) -> 
     if trainable and isinstance(config, ModelConfig) and config.gradient_checkpointing:
         _checkpoint_activations(model, config.path)
     return SequenceScorer(model).train(trainable)
+
+
+def check_attention(config: AnyModelConfig, device: torch.device) -> None:
+    """Raise ConfigError for an attention that cannot run, or not train, on this device."""
+    usable = device.type == "cuda" or config.attention in ("sdpa", "eager")
+    require(usable, f"{_key(config)}.attention", config.attention, f"sdpa | eager on {device.type}")
 
 
 def load_tokenizer(config: AnyModelConfig) -> Any:
@@ -304,6 +325,8 @@ def _key(config: AnyModelConfig) -> str:
 def _reason(error: Exception, config: AnyModelConfig) -> str:
     """What is wrong with a model; with the key to set when it wants what is not allowed."""
     text, key = _first_line(error), _key(config)
+    if "attention implementation" in text:
+        return f"{text.partition(' yet')[0]}; set {key}.attention=eager, or flex_attention on GPUs."
     if "trust_remote_code" in str(error) and not config.trust_remote_code:
         return (
             f"{text} It comes with Python code of its own: set {key}.trust_remote_code=true to run it, with all rights "

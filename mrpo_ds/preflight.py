@@ -32,7 +32,7 @@ def check_selected_logps(
     Raises ConfigError naming the model and the two values.
     """
     row = _shorten(encoded)
-    batch = Layout(pad_id=0, packed=False).collate([row]).to(device)
+    batch = Layout(pad_id=0, packed=False).collate([[row]]).to(device)
     ours = float(forward(batch)[0])
     with torch.no_grad():
         logits = scorer.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
@@ -61,13 +61,44 @@ def unfit_for_packing(scorer: SequenceScorer, forward: Forward, encoded: Encoded
     layout = Layout(pad_id=0, single_row=True)
     values = []
     for sequences in ([row], [neighbour, row], [replace(row, ids=neighbour.ids[1:] + neighbour.ids[:1]), row]):
-        values.append(float(forward(layout.collate(sequences).to(device))[-1]))
+        values.append(float(forward(layout.collate([sequences]).to(device))[-1]))
     alone, one, other = values
     tolerance = _tolerance(scorer) * row.num_scored
     if not abs(one - other) <= LEAK_SHARE * tolerance:
         return f"a sequence's log-prob changes with the one before it in its row ({one:.6f} or {other:.6f})"
     if not abs(alone - one) <= tolerance:
         return f"the log-prob of a sequence is {alone:.6f} alone and {one:.6f} behind another in its row"
+    return ""
+
+
+def unfit_for_sharing(
+    scorer: SequenceScorer, forward: Forward, encoded: Encoded, device: torch.device, longest: int
+) -> str:
+    """Why responses of this model cannot share their prompt, or "" if they can.
+
+    A response must have the log-prob that it has alone, whatever other response of its prompt stands before it. Where
+    the run (longest, in tokens) has sequences longer than the model's window, that is tried on one longer than it.
+    """
+    family = type(scorer.model).__name__
+    if isinstance(scorer.mask_plan, str):
+        return f"{family}: {scorer.mask_plan}"
+    windows = [window for window in scorer.mask_plan.windows.values() if window is not None]
+    row = _shorten(encoded)
+    if windows and min(windows) < longest:
+        length = min(windows) + PREFLIGHT_TOKENS
+        ids = (row.ids * (1 + length // len(row.ids)))[:length]
+        row = Encoded(ids, length // 2)  # the response's end no longer sees the prompt's beginning
+    prompt, response = row.ids[: row.prompt_length], row.ids[row.prompt_length :]
+    siblings = [replace(row, ids=[*prompt, *ids]) for ids in (response[::-1], response[1:])]
+    shared = Layout(pad_id=0, single_row=True, shared=True)
+    plain = replace(shared, shared=False)
+    alone = float(forward(plain.collate([[row]]).to(device))[0])
+    one, other = (float(forward(shared.collate([[sibling, row]]).to(device))[1]) for sibling in siblings)
+    tolerance = _tolerance(scorer) * row.num_scored
+    if not abs(one - other) <= LEAK_SHARE * tolerance:
+        return f"{family}: a response's log-prob changes with the other response ({one:.6f} or {other:.6f})"
+    if not abs(alone - one) <= tolerance:
+        return f"{family}: the log-prob of a response is {alone:.6f} alone and {one:.6f} behind a shared prompt"
     return ""
 
 

@@ -32,10 +32,10 @@ from mrpo_ds.export import check_names, export_model, exported_shapes
 from mrpo_ds.flops import model_shape
 from mrpo_ds.material import POLICY, Material, Speaker, run_settings
 from mrpo_ds.memory import peak_memory_gib
-from mrpo_ds.models import AnyModelConfig, SequenceScorer, load_scorer, resolve_dtype, score
+from mrpo_ds.models import AnyModelConfig, SequenceScorer, check_attention, load_scorer, resolve_dtype, score
 from mrpo_ds.objective import Objective
 from mrpo_ds.peaks import device_peak_tflops
-from mrpo_ds.preflight import Forward, check_selected_logps, unfit_for_packing
+from mrpo_ds.preflight import Forward, check_selected_logps, unfit_for_packing, unfit_for_sharing
 from mrpo_ds.reference.client import ReferenceClient
 from mrpo_ds.reference.colocated import ColocatedReferences
 from mrpo_ds.reference.scoring import ReferenceScorer, Scorer
@@ -163,6 +163,7 @@ def _restorable(config: Config, engine: DeepSpeedEngine, needed: bool) -> bool:
 def _policy_engine(material: Material, world: World, report: Report) -> tuple[DeepSpeedEngine, Layout]:
     config = material.config
     speaker = material.speakers[POLICY]
+    check_attention(config.model, world.device)
     dtype = resolve_dtype(config.model.dtype, world.device)
     log(f"policy: {config.model.path} in {_dtype_name(dtype)} on {world.size} x {world.device.type}")
     report("load", 0)
@@ -220,6 +221,7 @@ def _stored_scorers(
 
 def _reference_scorer(config: ReferenceConfig, material: Material, world: World, report: Report) -> ReferenceScorer:
     report("load", 0)
+    check_attention(config, world.device)
     dtype = resolve_dtype(config.dtype, world.device)
     log(f"reference {config.name}: {config.path} in {_dtype_name(dtype)}")
     scorer = load_scorer(config, dtype, trainable=False)
@@ -248,14 +250,24 @@ def _preflight(
     row = speaker.encodings["train"][0][0]
     check_selected_logps(scorer, forward, row, world.device, name if name == POLICY else f"reference {name}")
     layout = speaker.layout(model)
-    if not layout.packed:
-        return layout
-    # All ranks must plan the same forwards, whatever the last bits of one of them.
-    found = gather_objects([unfit_for_packing(scorer, forward, row, world.device)])
-    reason = next((text for (text,) in found if text), "")
-    if reason and world.is_leader:
-        warn(f"{name}: no packing, every sequence gets a padded row: {reason}")
-    return replace(layout, packed=not reason)
+    if layout.packed and (why := _agreed(unfit_for_packing(scorer, forward, row, world.device))):
+        _tell(world, f"{name}: no packing, every sequence gets a padded row: {why}")
+        layout = replace(layout, packed=False, shared=False)
+    if layout.shared and (why := _agreed(unfit_for_sharing(scorer, forward, row, world.device, speaker.longest))):
+        _tell(world, f"{name}: no prefix sharing, a prompt is computed with each of its responses: {why}")
+        layout = replace(layout, shared=False)
+    return layout
+
+
+def _tell(world: World, message: str) -> None:
+    """Say what only the ranks of one role know."""
+    if world.is_leader:
+        warn(message)
+
+
+def _agreed(reason: str) -> str:
+    """The first rank's reason that has one: all must plan the same forwards, whatever the last bits of one of them."""
+    return next((text for (text,) in gather_objects([reason]) if text), "")
 
 
 def _tracker(config: Config, run_dir: Path, step: int) -> Tracker:

@@ -221,6 +221,7 @@ class PolicyRun:
             "perf/tokens_per_second": scored.batch.tokens / seconds,
             "perf/reference_wait_seconds": reference.wait_seconds,
             "perf/padding_fraction": scored.batch.padding,
+            "perf/shared_fraction": scored.batch.shared,
             "perf/memory_gib": peak_memory_gib(),
         }
         baseline = {"none": None, "batch": scored, "mismatched": scored.mismatched}[self.objective.needs.baseline]

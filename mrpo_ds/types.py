@@ -8,7 +8,8 @@ Shape legend, used in every file of this project:
 Log-probs are natural logarithms (nats), summed over the tokens of a response unless a name says otherwise.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,11 +53,17 @@ class SequenceBatch:
     input_ids: Tensor
     """[M, S] int64. A row holds one sequence, padded on the right, or several, one after the other."""
     position_ids: Tensor
-    """[M, S] int64, from 0 in every sequence."""
+    """[M, S] int64, from 0 in every sequence; a token that several share has one place."""
     attention_mask: Tensor | None
-    """[M, S] int64, 1 on real tokens. None when rows hold several sequences: position_ids then say who sees whom."""
+    """[M, S] int64, 1 on real tokens. None when rows hold several sequences: who sees whom is then said by segments, or
+    where there are none, by position_ids."""
+    segments: Tensor | None
+    """[M, 2, S] int32, where sequences share what they begin with (mrpo_ds/ops/attention.py): each token's own segment
+    and the one that its sequence shares."""
     predictors: Tensor
     """[T] int64 places in the flat [M * S] of the tokens before the T scored ones, which predict them."""
+    targets: Tensor
+    """[T] int64 the scored tokens."""
     places: Tensor
     """[T] int64 where each scored token stands in the flat table of `table`."""
     table: tuple[int, int]
@@ -64,10 +71,10 @@ class SequenceBatch:
 
     def to(self, device: torch.device) -> "SequenceBatch":
         """The batch on a device."""
-        mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        tensors = (tensor.to(device) for tensor in (self.input_ids, self.position_ids, self.predictors, self.places))
-        input_ids, position_ids, predictors, places = tensors
-        return SequenceBatch(input_ids, position_ids, mask, predictors, places, self.table)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

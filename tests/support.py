@@ -18,6 +18,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -119,6 +121,10 @@ def make_model(directory: Path, family: str = "llama", seed: int = 0, scale: flo
     elif family == "mamba":  # a state space: it has no attention, and knows of no positions
         names = ("vocab_size", "hidden_size", "num_hidden_layers", "initializer_range", "eos_token_id", "pad_token_id")
         model = MambaForCausalLM(MambaConfig(**{name: common[name] for name in names}, state_size=4))
+    elif family == "llama4":  # one of its layers attends within chunks
+        experts = {"num_local_experts": 2, "head_dim": 8, "intermediate_size_mlp": 64}
+        kinds = ["chunked_attention", "full_attention"]
+        model = Llama4ForCausalLM(Llama4TextConfig(**common, **experts, attention_chunk_size=16, layer_types=kinds))
     elif family == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**common, tie_word_embeddings=False))
     else:

@@ -102,13 +102,11 @@ def stepper(engine: Any, device: Any) -> Callable[[], float]:
     """A function that makes one optimizer step on the same random tokens, and says how many seconds it took."""
     import torch
 
-    from mrpo_ds.types import SequenceBatch
+    from mrpo_ds.data.batching import Layout
+    from mrpo_ds.data.rendering import Encoded
 
-    ids = torch.randint(100, 1000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
-    places = torch.arange(TOKENS).repeat(ROWS, 1)
-    scored = torch.cat([row * TOKENS + torch.arange(TOKENS - 1) for row in range(ROWS)])
-    in_table = torch.arange(ROWS * (TOKENS - 1))
-    batch = SequenceBatch(ids, places, torch.ones_like(ids), scored, in_table, (ROWS, TOKENS - 1)).to(device)
+    ids = torch.randint(100, 1000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    batch = Layout(0).collate([[Encoded(row, 1)] for row in ids]).to(device)
 
     def step() -> float:
         started = time.perf_counter()

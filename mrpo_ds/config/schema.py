@@ -13,7 +13,7 @@ from mrpo_ds.errors import require, require_choice
 
 MISSING = "???"  # OmegaConf's mark of a mandatory value
 DTYPES = ("auto", "bf16", "fp32")
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 TEMPLATES = ("auto", "plain")
 VIEWS = ("auto", "pair", "triple", "ranked", "best", "unpaired", "point")
 
@@ -33,12 +33,15 @@ class ModelConfig:
     dtype: str = "auto"
     """auto | bf16 | fp32. auto: bf16 on GPUs and on CPUs with AMX or AVX512-BF16, else fp32; the log says which."""
     attention: str = "sdpa"
-    """sdpa | eager | flash_attention_2 | flash_attention_3, as transformers names them."""
+    """sdpa | eager | flex_attention | flash_attention_2 | flash_attention_3, as transformers names them."""
     chat_template: str = "auto"
     """auto: the tokenizer's own template, the plain one if it has none. plain: always the plain one."""
     packing: bool = True
     """Several sequences share a row of a forward, each attending to itself alone, so that next to nothing is padding. A
     model that cannot (the check before training says so) gets one padded row per sequence, as with false."""
+    prefix_sharing: bool = True
+    """The responses of a prompt share it: its tokens are computed once. Needs packing, and an attention that takes
+    masks (not flash). A model that cannot (the check before training says so) computes the prompt for each response."""
     gradient_checkpointing: bool = True
     """Recompute activations in backward: about 1/3 more compute, far less memory."""
 
@@ -65,11 +68,13 @@ class ReferenceConfig:
     dtype: str = "auto"
     """auto | bf16 | fp32. Keep RefM1 at the policy's dtype, or the first margins are biased."""
     attention: str = "sdpa"
-    """sdpa | eager | flash_attention_2 | flash_attention_3."""
+    """sdpa | eager | flex_attention | flash_attention_2 | flash_attention_3."""
     chat_template: str = "auto"
     """auto: the tokenizer's own template, the plain one if it has none. plain: always the plain one."""
     packing: bool = True
     """Several sequences share a row of a forward, as for the policy."""
+    prefix_sharing: bool = True
+    """The responses of a prompt share it, as for the policy."""
     sharding: str = "none"
     """none: whole on each of its ranks. zero3: parameters sharded over its ranks."""
     batch_tokens: int = 8192

@@ -46,14 +46,16 @@ class PolicyBatch:
     """[B, R] float64, so that close scores stay apart; NaN where there is none."""
     tokens: int
     """Tokens of the global batch, padding not counted."""
+    work: Work
+    """What all ranks together compute for it, filler left out."""
+    shared: float
+    """Share of the tokens of its sequences that are not computed again, since they stand in a shared prompt."""
     padding: float
     """Share of the token places that all ranks compute for nothing: padding and filler."""
     prompt_lengths: Tensor | None
     """[B] scored tokens of the prompts, or None if they are not scored."""
     draws: Tensor
     """[B] see ResponseLogps."""
-    work: Work
-    """What the forwards of the global batch compute, padding and filler left out."""
     alone: Callable[[int], MicroBatch]
     """The forward of one prompt of the global batch by itself."""
 
@@ -104,14 +106,16 @@ class PolicyBatcher:
         """Every rank of the policy gets equally many micro-batches, the rest filled with uncounted ones."""
         examples = batch.examples(self.splits)
         encoded = [self.encodings[batch.split][index] for index in batch.ids]
-        sequences = [self._sequences(rows) for rows in encoded]
-        groups = self._groups(sequences)
+        numbered = [self._sequences(rows) for rows in encoded]
+        sequences = [[sequence for _, sequence in rows] for rows in numbered]
+        units = [self.layout.units(rows) for rows in sequences]
+        groups = self._groups(units)
         filler = [0]
         mine = [group or filler for group in groups[self.rank :: self.size]]
-        micros = [self._micro(sequences, group, group is not filler) for group in mine]
+        micros = [self._micro(numbered, group, group is not filler) for group in mine]
         width = max(map(len, encoded))
-        tokens = sum(len(sequence.ids) for rows in sequences for _, sequence in rows)
-        places = sum(self.layout.places(_lengths(sequences, group or filler)) for group in groups)
+        work = _work(self.layout, sequences)
+        computed = [[unit for prompt in group or filler for unit in units[prompt]] for group in groups]
         prompt_lengths = [float(rows[0].prompt_length - 1) for rows in encoded]  # nothing predicts the first token
         return PolicyBatch(
             examples=examples,
@@ -120,11 +124,12 @@ class PolicyBatcher:
             present=self._table([[1.0] * len(rows) for rows in encoded], width, 0.0).bool(),
             scores=self._table([list(one.scores or ()) for one in examples], width, math.nan, torch.float64),
             tokens=sum(len(row.ids) for rows in encoded for row in rows),
-            padding=1 - tokens / places,
+            work=work,
+            shared=1 - work.tokens / sum(len(one.ids) for rows in sequences for one in rows),
+            padding=1 - work.tokens / sum(map(self.layout.places, computed)),
             prompt_lengths=torch.tensor(prompt_lengths, device=self.device) if self.needs.prompt else None,
             draws=torch.tensor([self._draw(batch, index) for index in batch.ids], device=self.device),
-            work=_work([sequence for rows in sequences for _, sequence in rows]),
-            alone=lambda prompt: self._micro(sequences, [prompt], True),
+            alone=lambda prompt: self._micro(numbered, [prompt], True),
         )
 
     def _sequences(self, rows: list[Encoded]) -> "list[_Numbered]":
@@ -132,21 +137,21 @@ class PolicyBatcher:
         sequences = [(r, row) for r, row in enumerate(rows) if r not in self.needs.unused]
         return [*sequences, (PROMPT, _prompt_alone(rows[0]))] if self.needs.prompt else sequences
 
-    def _groups(self, sequences: "list[list[_Numbered]]") -> list[list[int]]:
+    def _groups(self, units: list[list[int]]) -> list[list[int]]:
         """The forwards of all ranks. Rounds in which every rank would have only filler are left out."""
-        lengths = [[len(sequence.ids) for _, sequence in rows] for rows in sequences]
         limits = self.limits
         multiple = math.lcm(self.size, self.alike)
-        groups = self.layout.group(lengths, limits.micro_batch_tokens, limits.micro_batch_size, multiple)
+        groups = self.layout.group(units, limits.micro_batch_tokens, limits.micro_batch_size, multiple)
         rounds = -(-sum(map(bool, groups)) // self.size)
         return groups[: rounds * self.size]
 
-    def _micro(self, sequences: "list[list[_Numbered]]", prompts: list[int], counted: bool) -> MicroBatch:
-        rows = [(b, r, sequence) for b, prompt in enumerate(prompts) for r, sequence in sequences[prompt]]
+    def _micro(self, numbered: "list[list[_Numbered]]", prompts: list[int], counted: bool) -> MicroBatch:
+        rows = [(b, r) for b, prompt in enumerate(prompts) for r, _ in numbered[prompt]]
+        groups = [[sequence for _, sequence in numbered[prompt]] for prompt in prompts]
         return MicroBatch(
-            sequences=self.layout.collate([sequence for _, _, sequence in rows]).to(self.device),
-            row_prompt=torch.tensor([b for b, _, _ in rows], device=self.device),
-            row_response=torch.tensor([r for _, r, _ in rows], device=self.device),
+            sequences=self.layout.collate(groups).to(self.device),
+            row_prompt=torch.tensor([b for b, _ in rows], device=self.device),
+            row_response=torch.tensor([r for _, r in rows], device=self.device),
             prompts=torch.tensor(prompts, device=self.device),
             counted=torch.full((len(prompts),), counted, device=self.device),
         )
@@ -165,12 +170,9 @@ PROMPT = -1
 _Numbered = tuple[int, Encoded]
 
 
-def _lengths(sequences: list[list[_Numbered]], prompts: Sequence[int]) -> list[int]:
-    return [len(sequence.ids) for prompt in prompts for _, sequence in sequences[prompt]]
-
-
-def _work(sequences: Sequence[Encoded]) -> Work:
-    return Work(tuple((0, len(one.ids)) for one in sequences), sum(one.num_scored for one in sequences))
+def _work(layout: Layout, sequences: Sequence[Sequence[Encoded]]) -> Work:
+    spans = tuple(span for rows in sequences for span in layout.spans(rows))
+    return Work(spans, sum(sequence.num_scored for rows in sequences for sequence in rows))
 
 
 def _prompt_alone(sequence: Encoded) -> Encoded:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Protocol
 
 import torch
@@ -59,32 +60,39 @@ class ReferenceScorer:
         """See Scorer."""
         started = time.perf_counter()
         encoded = [self.encodings[batch.split][index] for index in batch.ids]
-        sequences = [one for row in encoded for one in row]
-        logps = by_prompt(self.score_sequences(sequences), encoded)
-        tokens = sum(len(sequence.ids) for sequence in sequences)
+        logps = by_prompt(self.score_prompts(encoded), encoded)
+        tokens = sum(len(sequence.ids) for row in encoded for sequence in row)
         return Scored(logps, lengths_of(encoded, self.device), time.perf_counter() - started, tokens)
 
     def close(self) -> None:
         """See Scorer."""
 
-    def score_sequences(self, sequences: Sequence[Encoded]) -> Tensor:
-        """[N] summed log-probs, nats, float32, of at least one sequence; every rank must call it and gets the whole."""
-        results = torch.zeros(len(sequences), device=self.device)
-        groups = self.layout.group([[len(one.ids)] for one in sequences], self.batch_tokens, None, self.size)
-        for group in groups[self.rank :: self.size]:
+    def score_prompts(self, prompts: Sequence[Sequence[Encoded]]) -> Tensor:
+        """The summed log-probs of sequences that come in groups of one prompt, each group and all at least one.
+
+        Every rank must call it, and gets the whole: [N] nats, float32, one prompt's after the other's.
+        """
+        layout = self.layout
+        groups = prompts if layout.shared else [[sequence] for sequence in chain.from_iterable(prompts)]
+        ends = list(accumulate(map(len, groups), initial=0))
+        results = torch.zeros(ends[-1], device=self.device)
+        units = [layout.units(group) for group in groups]
+        forwards = layout.group(units, self.batch_tokens, None, self.size)
+        for forward in forwards[self.rank :: self.size]:
             # Sharded parameters are gathered in step, so a rank without work computes something and throws it away.
-            logps = self._forward([sequences[index] for index in group or [0]])
-            if group:
-                results[torch.tensor(group)] = logps
+            logps = self._forward([groups[index] for index in forward or [0]])
+            if forward:
+                results[[place for index in forward for place in range(ends[index], ends[index + 1])]] = logps
         results = sum_over_ranks(results)
+        sequences = list(chain.from_iterable(groups))
         for index in results.isfinite().logical_not().nonzero().flatten().tolist():
             # A NaN spreads over its row of a forward (0 * NaN is NaN): alone, its innocent neighbours are finite.
-            results[index] = self._forward([sequences[index]])[0]
+            results[index] = self._forward([[sequences[index]]])[0]
         return results
 
-    def _forward(self, sequences: list[Encoded]) -> Tensor:
-        """[N] log-probs of N sequences in one forward, float32."""
-        return self.forward(self.layout.collate(sequences).to(self.device)).float()
+    def _forward(self, groups: Sequence[Sequence[Encoded]]) -> Tensor:
+        """[N] log-probs of the sequences of some groups in one forward, float32."""
+        return self.forward(self.layout.collate(groups).to(self.device)).float()
 
 
 def by_prompt(values: Tensor, encoded: Sequence[Sequence[Encoded]]) -> Tensor:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 
 import torch
 from torch import Tensor
@@ -142,7 +143,7 @@ class StoredScorer:
         logps = self._stored(sequences)
         missing = logps.isnan().nonzero().flatten().tolist()
         if missing:
-            logps[missing] = self._scored([sequences[index] for index in missing])
+            logps[missing] = self._scored(_only(encoded, missing))
         self.close()  # what a checkpoint rests on is on the disk before it: a resumed run reads the same bits
         return Scored(
             logps=by_prompt(logps, encoded),
@@ -180,13 +181,20 @@ class StoredScorer:
             logps = torch.tensor([self._store.find(sequence) for sequence in sequences], device=self._device)
         return broadcast_from_leader(logps)
 
-    def _scored(self, sequences: Sequence[Encoded]) -> Tensor:
+    def _scored(self, prompts: Sequence[Sequence[Encoded]]) -> Tensor:
         if self._scorer is None:
             raise ReferenceError(f"reference {self._memory.name}: the store has lost rows that it had at the start")
-        logps = self._scorer.score_sequences(sequences)
+        logps = self._scorer.score_prompts(prompts)
         if self._store is not None:
-            self._store.add(sequences, logps.tolist())
+            self._store.add([*chain.from_iterable(prompts)], logps.tolist())
         return logps
+
+
+def _only(prompts: Sequence[Sequence[Encoded]], kept: Sequence[int]) -> list[list[Encoded]]:
+    """The sequences with these numbers, counted over all prompts; prompts without any are left out."""
+    numbers, wanted = count(), set(kept)
+    rows = [[sequence for sequence in row if next(numbers) in wanted] for row in prompts]
+    return [row for row in rows if row]
 
 
 def _check(memory: Memory, scorer: ReferenceScorer, splits: Splits, tolerance: float) -> None:
@@ -196,7 +204,7 @@ def _check(memory: Memory, scorer: ReferenceScorer, splits: Splits, tolerance: f
     for start in range(0, len(sample), together):
         places = sample[start : start + together]
         encoded = [memory.encodings[split][index] for split, index in places]
-        fresh = iter(scorer.score_sequences([one for row in encoded for one in row]).tolist())
+        fresh = iter(scorer.score_prompts(encoded).tolist())
         for place, row, stored in zip(places, encoded, logps[start : start + together], strict=True):
             for number, (sequence, kept) in enumerate(zip(row, stored, strict=True), start=1):
                 now = next(fresh)

@@ -70,7 +70,14 @@ def padded_rows(config, _):
     config["topology"] |= {"placement": "colocated"}
 
 
-VARIANTS = [colocated, stored, micro_batches_of_one, two_policy_ranks, sharded_reference, padded_rows]
+def prompts_apart(config, _):
+    """Every prompt computed with each of its responses, where in the base they share it."""
+    for model in (config["model"], *config["references"]):
+        model["prefix_sharing"] = False
+    config["topology"] |= {"placement": "colocated"}
+
+
+VARIANTS = [colocated, stored, micro_batches_of_one, two_policy_ranks, sharded_reference, padded_rows, prompts_apart]
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +154,32 @@ def test_packed_rows_waste_next_to_nothing(trajectories):
     assert max(packed) <= 0.02 < min(padded)
 
 
+def test_a_shared_prompt_is_computed_once(trajectories):
+    shared, apart = (values(trajectories(name), "perf/shared_fraction") for name in ("base", "prompts_apart"))
+    assert max(apart) == 0.0
+    assert 0.1 < min(shared) <= max(shared) < 0.5  # of a pair, half if the answers were empty
+
+
 def test_the_trajectory_is_worth_comparing(trajectories):
     """It moves: the equalities above are not those of a model that stands still."""
     losses = values(trajectories("base"), "loss")
     assert max(losses) - min(losses) > 0.05
+
+
+def test_a_reference_whose_responses_cannot_share_a_prompt_is_named_and_packed(runs, base):
+    values = deepcopy(base)
+    values["train"]["max_steps"] = 1
+    path = make_model(runs.root / "models" / "llama4", "llama4", scale=0.1)
+    values["references"][1] |= {"path": str(path)}
+    apart = deepcopy(values)
+    apart["references"][1]["prefix_sharing"] = False
+    run = runs.begin({"llama4": values, "llama4, apart": apart})
+    said = (
+        "ref2: no prefix sharing, a prompt is computed with each of its responses: Llama4ForCausalLM: it has layers of"
+    )
+    assert said in run("llama4").process.stderr and said not in run("llama4, apart").process.stderr
+    (ours,), (theirs,) = (run(name).metrics for name in ("llama4", "llama4, apart"))
+    assert ours["ref/ref2/logps/chosen"] == theirs["ref/ref2/logps/chosen"] < 0
 
 
 def test_a_reference_that_cannot_share_rows_is_named_and_gets_padded_ones(runs, base):

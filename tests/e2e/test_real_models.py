@@ -45,7 +45,7 @@ Path("/proc/self/clear_refs").write_text("5")  # start the high-water mark again
 ids = torch.randint(10, 250_000, (16, 512), generator=torch.Generator().manual_seed(0)).tolist()
 rows = [Encoded(row, prompt_length=448) for row in ids]
 with torch.no_grad():
-    assert score(scorer, Layout(0).collate(rows)).isfinite().all()
+    assert score(scorer, Layout(0).collate([[row] for row in rows])).isfinite().all()
 print("MiB", before, weights, loaded, mib("VmHWM"))
 """
 """Sixteen rows of 512 tokens, 1024 of them scored: the head works in chunks, so the memory is that of any number."""

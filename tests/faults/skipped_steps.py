@@ -52,4 +52,4 @@ def parameters_after(topology: Topology, launch: Launch, model: str, dtype: torc
 def rows(step: int, micro: int, rank: int):  # type: ignore[no-untyped-def]
     """Other token ids for every micro-batch of every step and rank."""
     start = 10 + 40 * step + 20 * micro + 10 * rank
-    return Layout(pad_id=0).collate([Encoded(ids=list(range(start, start + 9)), prompt_length=3)])
+    return Layout(pad_id=0).collate([[Encoded(ids=list(range(start, start + 9)), prompt_length=3)]])

@@ -111,7 +111,7 @@ ROWS = [Encoded([5 + (7 * index + row) % 200 for index in range(20 + 9 * row)], 
 @pytest.mark.parametrize("packed", [True, False])
 def test_scores_are_those_of_the_cpu(family, packed):
     scorer = load_scorer(ReferenceConfig(name="r", path=str(family)), torch.float32, trainable=False)
-    batch = Layout(0, packed).collate(ROWS)
+    batch = Layout(0, packed).collate([[row] for row in ROWS])
     with torch.no_grad():
         on_cpu = score(scorer, batch)
         on_gpu = score(scorer.to(gpu()), batch.to(gpu()))

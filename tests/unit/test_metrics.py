@@ -25,7 +25,7 @@ def micro_of(prompts, counted=None):
     nothing = torch.zeros(0, 0, dtype=torch.int64)
     counted = [True] * len(prompts) if counted is None else counted
     return MicroBatch(
-        SequenceBatch(nothing, nothing, None, nothing, nothing, (0, 0)),
+        SequenceBatch(nothing, nothing, None, None, nothing, nothing, nothing, (0, 0)),
         nothing,
         nothing,
         torch.tensor(prompts),

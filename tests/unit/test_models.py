@@ -6,24 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    BertConfig,
-    BertModel,
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GraniteConfig,
-    GraniteForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import BertConfig, BertModel, LlamaForCausalLM
 
 from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
 from mrpo_ds.data.batching import Layout
@@ -31,6 +14,7 @@ from mrpo_ds.data.rendering import Encoded
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.models import (
     SequenceScorer,
+    check_attention,
     load_model_config,
     load_scorer,
     load_tokenizer,
@@ -38,45 +22,16 @@ from mrpo_ds.models import (
     resolve_dtype,
     score,
 )
+from tests.families import FAMILIES, VOCABULARY, plain_logp
 from tests.support import make_model
 
-VOCABULARY = 300
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = {**SHAPE, "num_key_value_heads": 2}
-FAMILIES = {
-    "llama, tied": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED, tie_word_embeddings=True)),
-    "qwen2, untied": lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED, tie_word_embeddings=False)),
-    "gemma3, sliding window and soft cap": lambda: Gemma3ForCausalLM(
-        Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=8, final_logit_softcapping=5.0)
-    ),
-    "cohere, logit_scale": lambda: CohereForCausalLM(CohereConfig(**GROUPED, logit_scale=0.25)),
-    "granite, logits_scaling": lambda: GraniteForCausalLM(GraniteConfig(**GROUPED, logits_scaling=4.0)),
-    "mixtral, experts": lambda: MixtralForCausalLM(MixtralConfig(**GROUPED, num_local_experts=4)),
-    "phi, bias on the head": lambda: PhiForCausalLM(PhiConfig(**SHAPE)),
-}
 PAIRS = [(3, 5), (17, 20), (1, 1), (30, 2), (9, 31), (5, 12)]
 """(prompt, response) tokens of the rows; some are longer than the sliding window, most need padding."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=str)
 def model(request):
-    torch.manual_seed(0)
-    model = FAMILIES[request.param]().eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # made as 0, where a forgotten bias would go unseen
-            torch.nn.init.normal_(parameter)
-    return model
+    return FAMILIES[request.param]()
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +43,13 @@ def rows():
     ]
 
 
-def plain_logp(model, row):
-    """[] the log-prob of a row's response, from the model's own logits, without batch or padding."""
-    logps = model(input_ids=torch.tensor([row.ids])).logits[0].double().log_softmax(-1)
-    targets = torch.tensor(row.ids[row.prompt_length :])
-    return logps[row.prompt_length - 1 : -1].gather(1, targets[:, None]).sum()
-
-
 LAYOUTS = {"padded": Layout(0, packed=False), "packed": Layout(0), "one row": Layout(0, single_row=True)}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_batch_scores_as_plain_transformers_does_row_by_row(model, rows, layout):
     with torch.no_grad():
-        batch = score(SequenceScorer(model), layout.collate(rows))
+        batch = score(SequenceScorer(model), layout.collate([[row] for row in rows]))
         alone = torch.stack([plain_logp(model, row) for row in rows])
     assert batch.dtype == torch.float32
     torch.testing.assert_close(batch.double(), alone, rtol=1e-5, atol=1e-4)
@@ -112,14 +60,14 @@ def test_a_batch_scores_as_plain_transformers_does_row_by_row(model, rows, layou
 def test_what_fills_the_padding_never_matters(model, rows, filler, packed):
     with torch.no_grad():
         scorer = SequenceScorer(model)
-        given, other = (Layout(pad_id, packed).collate(rows) for pad_id in (filler, 7))
+        given, other = (Layout(pad_id, packed).collate([[row] for row in rows]) for pad_id in (filler, 7))
         assert torch.equal(score(scorer, given), score(scorer, other))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_gradients_are_those_of_plain_transformers(model, rows, layout):
     """Also of the tied weight, which gets one share from the embedding and one from the head."""
-    score(SequenceScorer(model), layout.collate(rows)).sum().backward()
+    score(SequenceScorer(model), layout.collate([[row] for row in rows])).sum().backward()
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
     sum(plain_logp(model, row) for row in rows).backward()
@@ -149,7 +97,7 @@ def policy(path, **options):
 
 
 def some_rows():
-    return Layout(0).collate([Encoded(list(range(5, 40)), 10), Encoded(list(range(7, 30)), 4)])
+    return Layout(0).collate([[Encoded(list(range(5, 40)), 10)], [Encoded(list(range(7, 30)), 4)]])
 
 
 def test_a_policy_trains_without_dropout_and_a_reference_is_frozen(directory):
@@ -175,6 +123,23 @@ def test_gradient_checkpointing_changes_no_gradient(directory):
         gradients.append([parameter.grad for parameter in scorer.model.parameters()])
     for without, with_it in zip(*gradients, strict=True):
         torch.testing.assert_close(without, with_it)
+
+
+def test_a_model_without_the_attention_that_is_asked_for_says_what_to_set(tmp_path):
+    FAMILIES["gemma2, sliding window and two soft caps"]().save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"Gemma2ForCausalLM does not support .*; set model\.attention=eager, or flex"
+    ):
+        load_scorer(policy(tmp_path), torch.float32, trainable=True)
+    load_scorer(policy(tmp_path, attention="eager"), torch.float32, trainable=True)
+
+
+@pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2"])
+def test_attentions_of_gpus_are_refused_on_a_cpu(attention):
+    with pytest.raises(
+        ConfigError, match=rf"references\[r\]\.attention is '{attention}'; allowed: sdpa \| eager on cpu"
+    ):
+        check_attention(ReferenceConfig(name="r", path="x", attention=attention), torch.device("cpu"))
 
 
 def test_a_model_that_cannot_recompute_its_activations_says_which_setting_to_change(directory, monkeypatch):

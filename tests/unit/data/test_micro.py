@@ -36,7 +36,10 @@ def batchers(
     splits = {"train": examples}
     encodings = {"train": encode_split(examples, RENDERER)}
     cpu = torch.device("cpu")
-    return [PolicyBatcher(splits, encodings, Layout(0), limits, needs, rank, size, cpu, alike) for rank in range(size)]
+    return [
+        PolicyBatcher(splits, encodings, Layout(0, shared=True), limits, needs, rank, size, cpu, alike)
+        for rank in range(size)
+    ]
 
 
 sizes = st.lists(st.tuples(st.integers(0, 20), st.integers(2, 4)), min_size=1, max_size=7)

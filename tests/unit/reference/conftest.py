@@ -55,7 +55,7 @@ def scorer_of(models: dict[str, Any]) -> Any:
     def build(material: Material, name: str, batch_tokens: int = 8192, rank: int = 0, size: int = 1) -> ReferenceScorer:
         speaker = material.speakers[name]
         forward = torch.no_grad()(partial(score, models[name]))
-        return ReferenceScorer(name, forward, speaker.encodings, Layout(0), batch_tokens, rank, size, CPU)
+        return ReferenceScorer(name, forward, speaker.encodings, Layout(0, shared=True), batch_tokens, rank, size, CPU)
 
     return build
 
