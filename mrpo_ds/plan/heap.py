@@ -19,6 +19,8 @@ class Heap:
 
     def __init__(self) -> None:
         self.end = 0
+        self.largest = 0
+        """Bytes of the largest block that was not mapped."""
         self.mapped = 0
         self.most_mapped = 0
         self._blocks: dict[int, tuple[int | None, int]] = {}
@@ -38,6 +40,7 @@ class Heap:
             self.most_mapped = max(self.most_mapped, self.mapped)
             self._blocks[number] = (None, size)
         else:
+            self.largest = max(self.largest, size)
             held = size if self.pins else size + SLACK
             address = self._place(size + SLACK)
             self._blocks[number] = (address, held)

@@ -53,7 +53,7 @@ def measure_machine(model_config: Any, model: AnyModelConfig, seconds: float, ds
     rate = rates["bf16" if gpu else "fp32"]
     attention = layer.attention_flops(share)
     log("measuring memory, disk and links")
-    probe = run_probe(max(1, min(2, devices)), ds_config)
+    probe = run_probe(max(1, min(2, devices)), ds_config, model.path)
     if gpu:
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
     else:
@@ -128,13 +128,13 @@ def disk_gbs() -> float:
         return 2 * len(block) / (time.perf_counter() - started) / 1e9
 
 
-def run_probe(ranks: int, ds_config: str) -> dict[str, Any]:
+def run_probe(ranks: int, ds_config: str, tokenizer: str) -> dict[str, Any]:
     """What mrpo_ds.plan.probe says on so many ranks. Raises ConfigError when it cannot run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-W", "ignore", "-m", "mrpo_ds.plan.probe", ds_config]
+    command = [sys.executable, "-W", "ignore", "-m", "mrpo_ds.plan.probe", ds_config, tokenizer]
     processes = [
         subprocess.Popen(
             command,

@@ -3,13 +3,16 @@
 After deepspeed/runtime/zero/stage3.py (0.19): the weights as one flat buffer in the model's precision; float32 masters,
 copies in float32 runs too, because it compares a device with a string; the gradients' share and AdamW's moments in
 float32; one reduce bucket in float32. In the step the gradients are flattened once more, and AdamW without a fused
-kernel makes two temporaries. Gathered weights stay for half the reuse distance around the turn from forward to backward.
+kernel makes two temporaries. Gathered weights stay for half the reuse distance around the turn to backward.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from mrpo_ds.accelerator import KERNELS_KEPT
 from mrpo_ds.plan.heap import Heap
 from mrpo_ds.plan.machine import Machine
 from mrpo_ds.plan.trace import ForwardShape, MetaModel, Trace, trace_forward
@@ -18,6 +21,11 @@ GIB = 2**30
 DEFAULT_LIVE = 1_000_000_000
 DEFAULT_BUCKET = 50_000_000
 """DeepSpeed's own (runtime/zero/config.py), in elements; reduce_bucket_size is ten times that."""
+LOGIT_BLOCKS = 3
+"""Blocks of logits alive at once (ops/logps.py). They are the largest of the heap and of another size in every forward,
+so that those of one forward leave holes that those of the next do not fit."""
+KERNEL_BYTES = 2_400_000
+"""Of a kernel that oneDNN keeps compiled for one shape of a bf16 matmul: 11 MB grew with each forward's five."""
 FIRST_INIT = 1 << 40
 """Numbers of blocks that no trace uses."""
 
@@ -100,6 +108,8 @@ def policy_memory(
         Part("forward and backward", resident + transient),
         Part("optimizer step, above that", max(0.0, temporaries - transient)),
     ]
+    if machine.kind == "cpu" and meta.dtype == torch.bfloat16:
+        parts.append(Part("compiled kernels", KERNELS_KEPT * KERNEL_BYTES))
     if ranks > 1 or weights_away:
         parts.insert(5, Part("gathered weights", meta.dtype.itemsize * gathered(numbers, sharding)))
     return RoleMemory("policy", ranks, parts)
@@ -176,4 +186,4 @@ def resident_bytes(meta: MetaModel, traces: Sequence[Trace], ranks: int) -> tupl
                 heap.allocate(block, size)
             else:
                 heap.free(block)
-    return float(heap.end), float(heap.most_mapped)
+    return float(heap.end + LOGIT_BLOCKS * heap.largest), float(heap.most_mapped)

@@ -26,11 +26,10 @@ TOKENS = 16
 LINK_SECONDS = 2.0
 
 
-def main(ds_config: str) -> int:
+def main(ds_config: str, tokenizer: str) -> int:
     """Measure as the rank that the environment says."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    baseline = psutil.Process().memory_info().rss / 2**30
     small = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     config = LlamaConfig(**small, num_hidden_layers=8, num_key_value_heads=2)
     scorer = SequenceScorer(LlamaForCausalLM(config)).train()
@@ -40,7 +39,10 @@ def main(ds_config: str) -> int:
     # Alone: what exchanging costs is the link's.
     meta = meta_model(config, torch.float32, ModelConfig(path="", gradient_checkpointing=False))
     kernels = trace_forward(meta, ForwardShape(1, TOKENS, TOKENS - 1), train=True).kernels
+    read = AutoTokenizer.from_pretrained(tokenizer)  # kept: a run keeps it too
     launch = _seconds_per_forward(engine, device) / kernels * 1e6
+    baseline = psutil.Process().memory_info().rss / 2**30  # of this model a few MB
+    assert read is not None
     if os.environ["RANK"] == "0":
         print(json.dumps({"baseline_gib": baseline, "launch_us": launch, "link_gbs": link}), flush=True)
     return 0
@@ -73,4 +75,4 @@ def _seconds_per_forward(engine: DeepSpeedEngine, device: torch.device) -> float
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))
