@@ -5,7 +5,7 @@ import os
 import torch
 
 KERNELS_KEPT = 32
-"""Kernels that oneDNN keeps compiled, by shape: more than a forward and backward have, so that its layers share them."""
+"""Kernels that oneDNN keeps compiled, by shape: more than a forward and backward have, so that layers share them."""
 
 
 def announce_cpu() -> None:

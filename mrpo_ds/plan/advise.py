@@ -1,5 +1,6 @@
 """Which ranks and which placement: pure functions of predicted seconds."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ class Placement:
 def best_split(devices: int, batch_size: int, policy: Seconds, references: Sequence[Seconds]) -> Split | None:
     """The ranks per role that make the slowest role fastest; None when there are fewer devices than roles.
 
+    A role that does not fit into the memory of so many ranks takes infinitely long; where one always does, None too.
+
     The policy's ranks divide the batch. Among equals the one with fewer ranks wins. References are given ranks one by
     one, each time the slowest of them.
     """
@@ -48,7 +51,7 @@ def best_split(devices: int, batch_size: int, policy: Seconds, references: Seque
         split = _with_policy(ranks, devices, policy, references)
         if best is None or (split.seconds, _size(split)) < (best.seconds, _size(best)):
             best = split
-    return best
+    return best if best is not None and math.isfinite(best.seconds) else None
 
 
 def _with_policy(ranks: int, devices: int, policy: Seconds, references: Sequence[Seconds]) -> Split:

@@ -1,7 +1,7 @@
 """What a plan knows of a machine: a YAML of rates that are reached, not promised."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mrpo_ds.config.load import load_record
@@ -40,7 +40,7 @@ class Machine:
     """Of one device, GiB, > 0; on CPUs the node's, shared by its ranks."""
     baseline_gib: float = REQUIRED
     """Of a process before any model: libraries on CPUs, context and communication buffers on GPUs, GiB, >= 0."""
-    tflops: Tflops = field(default_factory=Tflops)
+    tflops: Tflops = REQUIRED
     attention_efficiency: float = REQUIRED
     """Rate of attention as a share of that of matmuls, > 0."""
     memory_gbs: float = REQUIRED

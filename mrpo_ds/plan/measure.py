@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import psutil
@@ -103,7 +104,7 @@ def matmul_flops(
     for (rows, inner, columns), flops in chosen:
         left = torch.randn(rows, inner, device=device).to(dtype)
         right = torch.randn(columns, inner, device=device).to(dtype)
-        one = _fastest(lambda left=left, right=right: left @ right.T, device, seconds / len(chosen))  # type: ignore[misc]
+        one = _median(partial(torch.matmul, left, right.T), device, seconds / len(chosen))
         total += flops
         taken += flops / (2 * rows * inner * columns) * one
     return total / taken
@@ -112,7 +113,7 @@ def matmul_flops(
 def memory_gbs(device: torch.device, seconds: float) -> float:
     """GB/s of a product of large tensors into a new one, read and written."""
     one = torch.ones(LARGE_BYTES // 4, device=device)
-    return 3 * LARGE_BYTES / _fastest(lambda: one * one, device, seconds) / 1e9
+    return 3 * LARGE_BYTES / _median(lambda: one * one, device, seconds) / 1e9
 
 
 def disk_gbs() -> float:
@@ -193,7 +194,7 @@ class _Layer:
             torch.autograd.backward([F.scaled_dot_product_attention(query, key, value, attn_mask=mask).sum()])
 
         flops: int = 14 * self._heads * TOKENS**2 * self._head_width
-        return flops / _fastest(run, self._device, seconds)
+        return flops / _median(run, self._device, seconds)
 
     def elementwise_gbs(self, matmul: float, attention: float, seconds: float) -> float:
         """GB/s of all that is neither matmul nor attention: what of a layer's time those two leave."""
@@ -207,7 +208,7 @@ class _Layer:
             torch.autograd.backward([hidden.sum()])
             return hidden
 
-        took = _fastest(run, self._device, seconds)
+        took = _median(run, self._device, seconds)
         plain = meta_model(self._config, self._dtype, _without_checkpointing(self._model))
         trace = trace_forward(plain, ForwardShape(1, TOKENS, 1), train=True)
         left = took - trace.matmul_flops / matmul - trace.attention_flops / attention
@@ -219,7 +220,7 @@ def _without_checkpointing(model: AnyModelConfig) -> AnyModelConfig:
     return replace(model, gradient_checkpointing=False) if isinstance(model, ModelConfig) else model
 
 
-def _fastest(run: Callable[[], Any], device: torch.device, seconds: float) -> float:
+def _median(run: Callable[[], Any], device: torch.device, seconds: float) -> float:
     """Median seconds of a call, after one that warms up."""
     times: list[float] = []
     run()

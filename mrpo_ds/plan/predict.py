@@ -1,6 +1,8 @@
 """A run's steps and memory on a machine: material and shapes in, seconds and bytes per role out."""
 
+import math
 from dataclasses import dataclass, field, replace
+from functools import cache
 from statistics import mean
 from typing import Any
 
@@ -12,7 +14,7 @@ from mrpo_ds.data.encodings import shape_of
 from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.material import POLICY, Material
 from mrpo_ds.models import AnyModelConfig, resolve_dtype
-from mrpo_ds.plan.advise import Placement, Split, best_split
+from mrpo_ds.plan.advise import Placement, Seconds, Split, best_split
 from mrpo_ds.plan.forwards import PolicyStep, policy_steps, reference_steps, sampled
 from mrpo_ds.plan.machine import Machine
 from mrpo_ds.plan.memory import (
@@ -93,46 +95,53 @@ class Prediction:
             for one in self.config.references:
                 parts[f"ref/{one.name} compute"] = self.reference_seconds(one, ranks)
         if placement == "served":
-            asked = self.config.references
-            slowest = max((self.reference_seconds(one, references[one.name]) for one in asked), default=0.0)
+            own = sum(parts.values())
+            others = {one.name: self.reference_seconds(one, references[one.name]) for one in self.config.references}
+            # More ranks than devices share these, so that all of their work must fit into the step.
+            shared = ranks * own + sum(references[name] * seconds for name, seconds in others.items())
+            crowded = ranks + sum(references.values()) > self.machine.devices
+            slowest = max([*others.values(), shared / self.machine.devices if crowded else 0.0])
             parts["bridge"] = self.bridge()
-            parts["wait for references"] = max(0.0, slowest - sum(parts.values()))
+            parts["wait for references"] = max(0.0, slowest - own)
         if placement == "stored":
             rows = len(self.config.references) * self.config.train.batch_size * 2
             parts["store"] = rows * STORED_BYTES / (1e9 * self.machine.disk_gbs)
         return parts
 
     def split(self, devices: int) -> Split | None:
-        """The best served ranks on so many devices."""
-        memory: dict[tuple[str, int], float] = {}
+        """The best served ranks on so many devices, of those whose memory suffices."""
 
-        def seconds(reference: ReferenceConfig) -> Any:
-            def of(ranks: int) -> float:
-                key = (reference.name, ranks)
-                if key not in memory:
-                    memory[key] = self.reference_seconds(reference, ranks)
-                return memory[key]
+        def policy(ranks: int) -> float:
+            return self.policy_seconds(ranks) if self._has_room(self.policy_memory("served", ranks)) else math.inf
 
-            return of
+        def reference(one: ReferenceConfig) -> Seconds:
+            @cache
+            def seconds(ranks: int) -> float:
+                fits = self._has_room(self.served_memory(one, ranks))
+                return self.reference_seconds(one, ranks) if fits else math.inf
 
-        functions = [seconds(reference) for reference in self.config.references]
-        return best_split(devices, self.config.train.batch_size, self.policy_seconds, functions)
+            return seconds
 
-    def placements(self, devices: int) -> list[Placement]:
-        """The three placements on so many devices, over the whole run; those that the devices allow."""
+        return best_split(
+            devices, self.config.train.batch_size, policy, [reference(one) for one in self.config.references]
+        )
+
+    def placements(self, devices: int, split: Split | None) -> list[Placement]:
+        """The placements on so many devices, over the whole run: those whose memory suffices. split: the served one."""
         train, rows = self.config.train, len(self.material.splits["train"])
         steps = total_steps(rows, train.batch_size, train.epochs, train.max_steps)
         whole = max(ranks for ranks in range(1, devices + 1) if train.batch_size % ranks == 0)
+        every = (rows + len(self.material.splits["eval"])) / train.batch_size
         found = []
-        split = self.split(devices)
         if split is not None:
             names = [reference.name for reference in self.config.references]
             parts = self.step_parts("served", split.policy, dict(zip(names, split.references, strict=True)))
             found.append(Placement("served", 0.0, sum(parts.values()), steps))
-        found.append(Placement("colocated", 0.0, sum(self.step_parts("colocated", whole, {}).values()), steps))
-        every = (rows + len(self.material.splits["eval"])) / train.batch_size
-        once = every * sum(self.reference_seconds(one, whole) for one in self.config.references)
-        found.append(Placement("stored", once, sum(self.step_parts("stored", whole, {}).values()), steps))
+        for name in ("colocated", "stored"):
+            if self._has_room(self.policy_memory(name, whole)):
+                asked = self.config.references if name == "stored" else []
+                once = every * sum(self.reference_seconds(one, whole) for one in asked)
+                found.append(Placement(name, once, sum(self.step_parts(name, whole, {}).values()), steps))
         return found
 
     def passes(self) -> float:
@@ -143,7 +152,15 @@ class Prediction:
 
     def memory(self) -> list[RoleMemory]:
         """Bytes of a rank of every role, under the configuration's own placement and ranks."""
-        topology, ranks = self.config.topology, self.config.topology.policy
+        topology = self.config.topology
+        roles = [self.policy_memory(topology.placement, topology.policy)]
+        if topology.placement == "served":
+            for one in self.config.references:
+                roles.append(self.served_memory(one, topology.references.get(one.name, 1)))
+        return roles
+
+    def policy_memory(self, placement: str, ranks: int) -> RoleMemory:
+        """Bytes of a policy rank, with what a placement puts beside it."""
         sharding = Sharding.read(read_ds_config(self.config.deepspeed))
         forwards = [shape for step in self.steps(ranks) for shape in step.forwards]
         policy = policy_memory(self.meta(POLICY), forwards, ranks, sharding, self.machine)
@@ -151,18 +168,19 @@ class Prediction:
         if self.config.checkpoint.every_steps and self.config.checkpoint.background:
             share = CHECKPOINT_BYTES * sum(self.meta(POLICY).sizes) / ranks
             extra.append(Part("copy of a checkpoint, while it is written", share, self.machine.kind == "gpu"))
-        if topology.placement == "colocated":
-            for one in self.config.references:
-                over = ranks if one.sharding == "zero3" else 1
-                extra += [Part(f"ref/{one.name}", reference_weights(self.meta(one.name), over)[0].bytes)]
-        roles = [replace(policy, parts=[*policy.parts, *extra])]
-        if topology.placement == "served":
-            for one in self.config.references:
-                count = topology.references.get(one.name, 1)
-                shapes = [shape for step in reference_steps(self.material, one, count) for shape in step]
-                meta = self.meta(one.name)
-                roles.append(reference_memory(meta, one.name, shapes, count, one.sharding == "zero3", self.machine))
-        return roles
+        for one in self.config.references if placement == "colocated" else []:
+            over = ranks if one.sharding == "zero3" else 1
+            extra.append(Part(f"ref/{one.name}", reference_weights(self.meta(one.name), over)[0].bytes))
+        return replace(policy, parts=[*policy.parts, *extra])
+
+    def served_memory(self, one: ReferenceConfig, ranks: int) -> RoleMemory:
+        """Bytes of a rank of a served reference."""
+        shapes = [shape for step in reference_steps(self.material, one, ranks) for shape in step]
+        return reference_memory(self.meta(one.name), one.name, shapes, ranks, one.sharding == "zero3", self.machine)
+
+    def _has_room(self, role: RoleMemory) -> bool:
+        """Whether a GPU has a rank's memory. On CPUs it is shared, and fits() says of all roles together."""
+        return self.machine.kind == "cpu" or role.gib <= self.machine.memory_gib
 
     def fits(self, role: RoleMemory, roles: list[RoleMemory]) -> bool:
         """Whether a role's memory is there; a CPU's is shared by all ranks."""

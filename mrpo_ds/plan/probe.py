@@ -33,7 +33,10 @@ def main(ds_config: str, tokenizer: str) -> int:
     small = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     config = LlamaConfig(**small, num_hidden_layers=8, num_key_value_heads=2)
     scorer = SequenceScorer(LlamaForCausalLM(config)).train()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", torch.cuda.current_device())
     engine = DeepSpeedEngine(scorer, read_ds_config(ds_config), OptimizationConfig(), device)
     link = collective_gbs(device, LINK_SECONDS)
     # Alone: what exchanging costs is the link's.
@@ -41,11 +44,19 @@ def main(ds_config: str, tokenizer: str) -> int:
     kernels = trace_forward(meta, ForwardShape(1, TOKENS, TOKENS - 1), train=True).kernels
     read = AutoTokenizer.from_pretrained(tokenizer)  # kept: a run keeps it too
     launch = _seconds_per_forward(engine, device) / kernels * 1e6
-    baseline = psutil.Process().memory_info().rss / 2**30  # of this model a few MB
+    baseline = _baseline_bytes(device) / 2**30  # of this model a few MB
     assert read is not None
     if os.environ["RANK"] == "0":
         print(json.dumps({"baseline_gib": baseline, "launch_us": launch, "link_gbs": link}), flush=True)
     return 0
+
+
+def _baseline_bytes(device: torch.device) -> int:
+    """Of this process on its CPU; on a GPU what is taken there and is no tensor of torch's."""
+    if device.type == "cpu":
+        return int(psutil.Process().memory_info().rss)
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free - torch.cuda.memory_reserved(device))
 
 
 def _seconds_per_forward(engine: DeepSpeedEngine, device: torch.device) -> float:

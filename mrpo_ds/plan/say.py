@@ -25,12 +25,15 @@ def describe(prediction: Prediction, devices: int) -> list[str]:
         parts = prediction.step_parts(placement, config.topology.policy, ranks)
         lines.append(describe_seconds(placement if config.references else "no references", parts))
     if config.references:
-        placements = prediction.placements(devices)
         split = prediction.split(devices)
+        placements = prediction.placements(devices, split)
         names = [one.name for one in config.references]
         lines += ["", describe_split(split, names, devices)]
         lines += [describe_placement(one) for one in placements]
-        lines.append("cheapest: " + why(cheapest(placements), placements, prediction.passes()))
+        if placements:
+            lines.append("cheapest: " + why(cheapest(placements), placements, prediction.passes()))
+        else:
+            lines.append(f"no placement fits into {devices} devices: more of them, offloading, or smaller forwards")
     return lines
 
 
@@ -53,7 +56,7 @@ def describe_seconds(placement: str, parts: dict[str, float]) -> str:
 def describe_split(split: Split | None, names: list[str], devices: int) -> str:
     """The best ranks, as settings."""
     if split is None:
-        return f"served needs a device per role: {1 + len(names)}, and there are {devices}"
+        return f"served does not fit into {devices} devices: each of {1 + len(names)} roles needs one, and its memory"
     given = ", ".join(f"{name}: {ranks}" for name, ranks in zip(names, split.references, strict=True))
     return (
         f"best ranks of {devices} devices, served: topology: {{policy: {split.policy}, references: {{{given}}}}}, "

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from mrpo_ds.config.schema import ModelConfig
+from mrpo_ds.errors import ConfigError
 from mrpo_ds.models import AnyModelConfig, SequenceScorer
 from mrpo_ds.ops.attention import MaskPlan
 
@@ -79,15 +80,21 @@ class MetaModel:
 
 
 def meta_model(model_config: Any, dtype: torch.dtype, model: AnyModelConfig) -> MetaModel:
-    """The model of a transformers configuration without its weights, set up as the run sets it up."""
+    """The model of a transformers configuration without its weights, set up as the run sets it up.
+
+    Raises ConfigError when the model has no such attention.
+    """
     from transformers import AttentionInterface, AutoModelForCausalLM
 
     AttentionInterface.register(TRACED, _fused_attention)
     form = "eager" if model.attention == "eager" else "sdpa"
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(
-            model_config, dtype=dtype, attn_implementation=form, trust_remote_code=model.trust_remote_code
-        )
+    settings = {"dtype": dtype, "attn_implementation": form, "trust_remote_code": model.trust_remote_code}
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(model_config, **settings)
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"attention={model.attention} does not suit {model.path!r}: {first}") from error
     scorer = SequenceScorer(empty)
     if form == "sdpa":
         empty.set_attn_implementation(TRACED)

@@ -55,15 +55,17 @@ MAY_IMPORT = {
     "report": "errors config.schema data console material",
     "check": "errors config config.schema data distributed.topology reference material models stores "
     "checkpoint console report",
+    "plan": "errors accelerator types ops config config.schema data distributed.topology material models check console",
     "budget": "",
     "train": "errors types config.schema learning_rate memory budget accounting data distributed console tracking "
     "reference engine checkpoint metrics objective evaluation failures",
     "roles": "errors types config config.schema memory flops peaks accounting data distributed console tracking "
     "reference models stores export preflight engine checkpoint metrics objective material budget train",
+    "plan.probe": "types config config.schema distributed models engine plan",
     "session": "errors console",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
     "demo": "errors accelerator console",
-    "cli": "errors accelerator config console reference stores check run",
+    "cli": "errors accelerator config console reference stores check plan run",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -79,15 +81,15 @@ ONLY_IN = {
     "tqdm": "console",
     "omegaconf": "config",
     "yaml": "config",
-    "psutil": "memory session distributed roles",
+    "psutil": "memory session distributed roles plan plan.probe",
     "tokenizers": "data",
-    "transformers": "data models stores check export demo",
+    "transformers": "data models stores check export demo plan plan.probe",
     "safetensors": "export shards",
     "datasets": "data",
     "pyarrow": "data reference",
     "jinja2": "data",
     "torch": "accelerator flops peaks memory material types ops losses data distributed reference models stores export "
-    "preflight shards engine checkpoint metrics objective evaluation failures check train roles demo",
+    "preflight shards engine checkpoint metrics objective evaluation failures check train roles demo plan plan.probe",
 }
 
 
