@@ -41,13 +41,20 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("train", _train, "train a policy, inside or outside a launcher"),
         ("check", _check, "check config, data, tokenizers, roles and memory; touches no GPU"),
+        (
+            "plan",
+            _plan,
+            "say what a run would take on a machine: memory, time, the best ranks and placement",
+        ),
         ("score", _score, "fill the reference store with what the references say about every row"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("config", help="a YAML file, see launch/configs")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="replace a setting")
         command.set_defaults(run=run)
-        if name == "score":
+        if name == "plan":
+            _add_plan_options(command)
+        if name in ("plan", "score"):
             continue
         command.add_argument(
             "--resume",
@@ -62,6 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     store.add_argument("--dir", metavar="DIR", help="topology.store; without it the store beside the prepared data")
     store.set_defaults(run=_store)
     return parser
+
+
+def _add_plan_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--machine", metavar="FILE", help="a machine description, see launch/machines")
+    command.add_argument(
+        "--measure", nargs="?", type=float, const=30.0, metavar="SECONDS", help="measure this machine instead (30 s)"
+    )
+    command.add_argument("--save", metavar="FILE", help="write what was measured as a machine description")
+    command.add_argument("--gpus", type=int, metavar="N", help="place the roles on N devices, not on all there are")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -87,6 +103,20 @@ def _check(options: argparse.Namespace) -> int:
     page = None if options.html is None else Path(options.html)
     check_run(config, options.resume, show_example=True, page=page)
     log("ok")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from mrpo_ds.config.load import load_config
+
+    config = load_config(options.config, options.overrides)
+    from mrpo_ds.accelerator import announce_cpu
+    from mrpo_ds.console import configure_console
+    from mrpo_ds.plan.command import plan_run
+
+    announce_cpu()
+    configure_console(True)
+    plan_run(config, options.machine, options.measure, options.save, options.gpus)
     return 0
 
 

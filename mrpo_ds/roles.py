@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from mrpo_ds.accounting import Accounting
 from mrpo_ds.activations import HostActivations
 from mrpo_ds.budget import Budget, make_budget
 from mrpo_ds.checkpoint import Checkpoints, TrainState
@@ -30,10 +31,12 @@ from mrpo_ds.dry_run import dry_run, is_wanted
 from mrpo_ds.engine import DeepSpeedEngine, full_shape, gathered, shard_frozen
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.export import check_names, export_model, exported_shapes
+from mrpo_ds.flops import model_shape
 from mrpo_ds.material import POLICY, Material, Speaker, run_settings
 from mrpo_ds.memory import peak_memory_gib
 from mrpo_ds.models import AnyModelConfig, SequenceScorer, check_attention, load_scorer, resolve_dtype, score
 from mrpo_ds.objective import Objective
+from mrpo_ds.peaks import device_peak_tflops
 from mrpo_ds.preflight import Forward, check_selected_logps, unfit_for_packing, unfit_for_sharing
 from mrpo_ds.reference.client import ReferenceClient
 from mrpo_ds.reference.colocated import ColocatedReferences
@@ -86,6 +89,7 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
         report=report,
         orders=orders,
         budget=_budget(config, engine, tracker) if tracker else None,
+        accounting=_accounting(config, engine, world),
         restorable=restorable,
         state=state,
     )
@@ -138,6 +142,16 @@ def _budget(config: Config, engine: DeepSpeedEngine, tracker: Tracker) -> Budget
     numbers = sum(math.prod(full_shape(parameter)) for parameter in engine.scorer.model.parameters())
     started = psutil.Process().create_time()
     return make_budget(config.train.max_seconds, started, BYTES_PER_PARAMETER * numbers, tracker.goodbye_seconds)
+
+
+def _accounting(config: Config, engine: DeepSpeedEngine, world: World) -> Accounting:
+    peak = config.tracking.peak_tflops
+    if peak is None:
+        peak = device_peak_tflops(world.device, engine.scorer.head.weight.dtype)
+    if peak is None:
+        log("perf/mfu is not logged: this device's peak is not known; tracking.peak_tflops can say it")
+    shape = model_shape(engine.scorer.model, full_shape)
+    return Accounting(shape, config.model.gradient_checkpointing, world.size, peak)
 
 
 def _restorable(config: Config, engine: DeepSpeedEngine, needed: bool) -> bool:

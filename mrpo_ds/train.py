@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import torch
 
+from mrpo_ds.accounting import Accounting
 from mrpo_ds.budget import Budget
 from mrpo_ds.checkpoint import Checkpoints, TrainState
 from mrpo_ds.config.schema import Config
@@ -90,6 +91,7 @@ class PolicyRun:
     """Why to stop, on the policy's first rank; the others hear of it from that one."""
     budget: Budget | None
     """On the policy's first rank."""
+    accounting: Accounting
     restorable: bool = True
     """Whether a checkpoint of this engine can be restored; if not, none is written."""
     state: TrainState = field(default_factory=TrainState)
@@ -205,11 +207,31 @@ class PolicyRun:
         metrics["skipped_steps"] = float(self.state.skipped)
         metrics["epoch"] = step / steps_per_epoch(self.num_train, self.config.train.batch_size)
         metrics["num_tokens"] = float(self.state.tokens)
-        metrics |= _performance(scored, self.objective.reference_names, time.perf_counter() - started)
+        metrics |= self._performance(scored, time.perf_counter() - started)
         if self.budget:
             self.budget.took("step", time.perf_counter() - started)
         if self.tracker:
             self.tracker.log_step(step, metrics)
+
+    def _performance(self, scored: ScoredBatch, seconds: float) -> dict[str, float]:
+        """perf/* and the references' telemetry: seconds, tokens per second, operations."""
+        reference = scored.reference
+        values = {
+            "perf/seconds_per_step": seconds,
+            "perf/tokens_per_second": scored.batch.tokens / seconds,
+            "perf/reference_wait_seconds": reference.wait_seconds,
+            "perf/padding_fraction": scored.batch.padding,
+            "perf/shared_fraction": scored.batch.shared,
+            "perf/memory_gib": peak_memory_gib(),
+        }
+        baseline = {"none": None, "batch": scored, "mismatched": scored.mismatched}[self.objective.needs.baseline]
+        values |= self.accounting.metrics(scored.batch.work, [baseline.batch.work] if baseline else [], seconds)
+        for k, name in enumerate(self.objective.reference_names):
+            values[f"ref/{name}/wait_seconds"] = reference.idle_seconds[k]
+            values[f"ref/{name}/score_seconds"] = reference.score_seconds[k]
+            values[f"ref/{name}/stored_fraction"] = reference.stored[k]
+            values[f"ref/{name}/tokens_per_second"] = reference.tokens[k] / max(reference.score_seconds[k], 1e-9)
+        return values
 
     def _leave_out(self, step: int, error: NonFiniteError) -> dict[str, float]:
         """Record a step that has failed and count it as skipped. Returns its metrics; raises when none is left to skip.
@@ -319,21 +341,3 @@ def describe_preferences(metrics: dict[str, float]) -> str:
     shown = {"accuracy": ("rewards/accuracies", "{:.3f}"), "margin": ("rewards/margins", "{:+.4f}")}
     known = {name: form.format(metrics[key]) for name, (key, form) in shown.items() if math.isfinite(metrics[key])}
     return "".join(f"{name} {value}, " for name, value in known.items())
-
-
-def _performance(scored: ScoredBatch, names: list[str], seconds: float) -> dict[str, float]:
-    """perf/* and the references' telemetry: seconds and tokens per second."""
-    reference = scored.reference
-    values = {
-        "perf/seconds_per_step": seconds,
-        "perf/tokens_per_second": scored.batch.tokens / seconds,
-        "perf/reference_wait_seconds": reference.wait_seconds,
-        "perf/padding_fraction": scored.batch.padding,
-        "perf/shared_fraction": scored.batch.shared,
-        "perf/memory_gib": peak_memory_gib(),
-    }
-    for k, name in enumerate(names):
-        values[f"ref/{name}/wait_seconds"] = reference.idle_seconds[k]
-        values[f"ref/{name}/stored_fraction"] = reference.stored[k]
-        values[f"ref/{name}/tokens_per_second"] = reference.tokens[k] / max(reference.score_seconds[k], 1e-9)
-    return values

@@ -244,7 +244,7 @@ def read_metrics(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, A
 
 def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of a metrics file without what the clock and the machine decide: the rest must repeat to the bit."""
-    ends = ("/wait_seconds", "/tokens_per_second", "/stored_fraction")
+    ends = ("/wait_seconds", "/score_seconds", "/tokens_per_second", "/stored_fraction")
     return [
         {name: value for name, value in row.items() if not name.startswith("perf/") and not name.endswith(ends)}
         for row in rows

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +18,7 @@ from mrpo_ds.errors import ConfigError, require
 from mrpo_ds.manifest import write_atomic
 from mrpo_ds.registry import load_by_file_name
 
+T = TypeVar("T")
 ALLOWED = {
     str: "text",
     int: "a whole number",
@@ -44,6 +45,18 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     return settle_loss(replace(config, loss=_build_loss(loss_options)))
 
 
+def load_record(schema: type[T], path: str, what: str, examples: str) -> T:
+    """An instance of a dataclass from a YAML file of its own, checked as a configuration is.
+
+    Args:
+        schema: the dataclass.
+        path: of the YAML.
+        what: the file is, for messages: "machine file".
+        examples: where such files can be found, for messages.
+    """
+    return cast(T, _build(schema, _to_plain(_read_yaml(path, what, examples)), ""))
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The resolved configuration as plain values, as written to the run; secrets of the environment are masked."""
     plain = asdict(config)
@@ -62,15 +75,15 @@ def save_config(config: Config, path: Path) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}; make room or give leave.") from error
 
 
-def _read_yaml(path: str) -> DictConfig:
+def _read_yaml(path: str, what: str = "configuration file", examples: str = "launch/configs") -> DictConfig:
     try:
         tree = OmegaConf.load(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"configuration file {path!r} does not exist; see launch/configs for examples.") from error
+        raise ConfigError(f"{what} {path!r} does not exist; see {examples} for examples.") from error
     except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
-        raise ConfigError(f"configuration file {path!r} cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{what} {path!r} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(tree, DictConfig):
-        raise ConfigError(f"configuration file {path!r} is not a mapping of sections (model:, references:, ...).")
+        raise ConfigError(f"{what} {path!r} is not a mapping of sections; see {examples} for examples.")
     return tree
 
 

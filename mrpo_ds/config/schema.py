@@ -37,16 +37,13 @@ class ModelConfig:
     chat_template: str = "auto"
     """auto: the tokenizer's own template, the plain one if it has none. plain: always the plain one."""
     packing: bool = True
-    """Several sequences share a row of a forward, each attending to itself alone, so that next to nothing is padding. A
-    model that cannot (the check before training says so) gets one padded row per sequence, as with false."""
+    """Several sequences share a row of a forward, each attending to itself alone: next to nothing is padding."""
     prefix_sharing: bool = True
-    """The responses of a prompt share it: its tokens are computed once. Needs packing, and an attention that takes
-    masks (not flash). A model that cannot (the check before training says so) computes the prompt for each response."""
+    """A prompt's tokens are computed once for all its responses. Needs packing, and an attention that takes masks."""
     gradient_checkpointing: bool = True
     """Recompute activations in backward: about 1/3 more compute, far less memory."""
     activation_offload: bool = False
-    """Activations wait for backward in host memory: with gradient_checkpointing each layer's input, else all of them.
-    Costs the time of copying them to the host and back. Without effect on CPUs."""
+    """Activations wait for backward in host memory (docs/memory.md), for the time of copying them. No effect on CPUs."""
 
     def __post_init__(self) -> None:
         require_choice("model.dtype", self.dtype, DTYPES)
@@ -77,12 +74,12 @@ class ReferenceConfig:
     packing: bool = True
     """Several sequences share a row of a forward, as for the policy."""
     prefix_sharing: bool = True
-    """The responses of a prompt share it, as for the policy."""
+    """As for the policy."""
     sharding: str = "none"
     """none: whole on each of its ranks. zero3: parameters sharded over its ranks."""
     batch_tokens: int = 16384
-    """Most tokens per scoring forward and rank, padding included, >= 1. A longer single sequence goes alone. Twice the
-    policy's: without a backward a forward keeps no activations, and larger ones use a GPU better."""
+    """Most tokens per scoring forward and rank, padding included, >= 1: no activations are kept, so more than the
+    policy's. A longer single prompt goes alone."""
 
     def __post_init__(self) -> None:
         key = f"references[{self.name}]"
@@ -280,8 +277,8 @@ class OptimizationConfig:
     max_skipped_steps: int = 0
     """Steps with a number that is not finite which the whole run may leave out, >= 0. 0: stop at the first one."""
     dry_run: bool | None = None
-    """Before the first step, run forward and backward once on the longest micro-batch that the limits allow, with room
-    held for AdamW's moments, so that a lack of memory ends the run now and not after hours. null: on GPUs only."""
+    """Before the first step, forward and backward of the longest micro-batch that the limits allow, so that a lack of
+    memory ends the run now and not after hours (docs/memory.md). null: on GPUs only."""
     seed: int = 0
     """Seed of the data order, >= 0."""
 
@@ -365,6 +362,12 @@ class TrackingConfig:
     """Weights & Biases settings."""
     plots: bool = True
     """Draw plots/*.png at the end."""
+    peak_tflops: float | None = None
+    """Matmul peak of a device in the policy's precision, > 0 TFLOP/s, for perf/mfu; null: that of mrpo_ds/peaks.py."""
+
+    def __post_init__(self) -> None:
+        peak = self.peak_tflops
+        require(peak is None or 0 < peak < math.inf, "tracking.peak_tflops", peak, "> 0 teraflop/s, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -234,8 +234,9 @@ def test_metrics_have_the_names_that_the_field_uses(full):
     shared |= {"logps/rejected", "vref/logps/chosen", "vref/logps/rejected"}
     trained = {"step", "epoch", "num_tokens", "grad_norm", "learning_rate"}
     trained |= {f"perf/{name}" for name in ("tokens_per_second", "seconds_per_step", "reference_wait_seconds")}
+    trained |= {"perf/model_tflops_per_second", "perf/recompute_fraction"}
     of_references = {"logps/chosen", "logps/rejected", "margin", "accuracy", "weight", "clip_fraction"}
-    telemetry = {"wait_seconds", "tokens_per_second"}
+    telemetry = {"wait_seconds", "score_seconds", "tokens_per_second"}
     for reference in ("ref1", "ref2"):
         shared |= {f"ref/{reference}/{name}" for name in of_references}
         trained |= {f"ref/{reference}/{name}" for name in telemetry}
@@ -318,7 +319,7 @@ def resumed(runs, full, full_config):
 
 
 def of_the_clock(name):
-    return name.startswith("perf/") or re.fullmatch(r"ref/.*/(wait_seconds|tokens_per_second)", name)
+    return name.startswith("perf/") or re.fullmatch(r"ref/.*/(wait_seconds|score_seconds|tokens_per_second)", name)
 
 
 def test_a_resumed_run_continues_bit_for_bit(full, resumed):

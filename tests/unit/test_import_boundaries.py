@@ -38,6 +38,9 @@ MAY_IMPORT = {
     "tracking": "errors config.schema console manifest plots wandb_files",
     "plots": "errors tracking",
     "reference": "errors types data distributed console manifest",
+    "flops": "types",
+    "peaks": "",
+    "accounting": "types flops",
     "models": "errors types activations ops config.schema manifest memory",
     "stores": "config.schema data models reference",
     "export": "errors manifest",
@@ -53,16 +56,19 @@ MAY_IMPORT = {
     "report": "errors config.schema data console material",
     "check": "errors config config.schema data distributed.topology reference material models stores "
     "checkpoint console report",
+    "plan": "errors accelerator types ops config config.schema data distributed.topology material models check console",
     "budget": "",
-    "train": "errors types config.schema learning_rate memory budget data distributed console tracking reference "
-    "engine checkpoint metrics objective evaluation failures",
+    "train": "errors types config.schema learning_rate memory budget accounting data distributed console tracking "
+    "reference engine checkpoint metrics objective evaluation failures",
     "dry_run": "errors config.schema memory data distributed console engine",
-    "roles": "errors types activations config config.schema memory data distributed console tracking reference models "
-    "stores export preflight engine checkpoint metrics objective material budget train dry_run",
+    "roles": "errors types activations config config.schema memory flops peaks accounting data distributed console "
+    "tracking reference models stores export preflight engine checkpoint metrics objective material budget train "
+    "dry_run",
+    "plan.probe": "types config config.schema distributed models engine plan",
     "session": "errors console",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
     "demo": "errors accelerator console",
-    "cli": "errors accelerator config console reference stores check run",
+    "cli": "errors accelerator config console reference stores check plan run",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -78,15 +84,16 @@ ONLY_IN = {
     "tqdm": "console",
     "omegaconf": "config",
     "yaml": "config",
-    "psutil": "memory session distributed roles",
+    "psutil": "memory session distributed roles plan plan.probe",
     "tokenizers": "data",
-    "transformers": "data models stores check export demo",
+    "transformers": "data models stores check export demo plan plan.probe",
     "safetensors": "export shards",
     "datasets": "data",
     "pyarrow": "data reference",
     "jinja2": "data",
-    "torch": "accelerator memory activations material types ops losses data distributed reference models stores export "
-    "preflight shards engine checkpoint metrics objective evaluation failures check train dry_run roles demo",
+    "torch": "accelerator flops peaks memory activations material types ops losses data distributed reference models "
+    "stores export preflight shards engine checkpoint metrics objective evaluation failures check train dry_run roles "
+    "demo plan plan.probe",
 }
 
 
