@@ -43,7 +43,7 @@ class ModelConfig:
     gradient_checkpointing: bool = True
     """Recompute activations in backward: about 1/3 more compute, far less memory."""
     activation_offload: bool = False
-    """Activations wait for backward in host memory (docs/memory.md), for the time of copying them. No effect on CPUs."""
+    """Activations wait for backward in host memory (docs/memory.md), at the cost of two copies. No effect on CPUs."""
 
     def __post_init__(self) -> None:
         require_choice("model.dtype", self.dtype, DTYPES)

@@ -2,7 +2,8 @@
 
 After deepspeed/runtime/zero/stage3.py (0.19): the weights as one flat buffer in the model's precision; float32 masters,
 copies in float32 runs too, because it compares a device with a string; the gradients' share and AdamW's moments in
-float32; one reduce bucket in float32. In the step the gradients are flattened once more. Gathered weights stay for half the reuse distance around the turn to backward.
+float32; one reduce bucket in float32. In the step the gradients are flattened once more. Gathered weights stay for half
+the reuse distance around the turn to backward.
 """
 
 from collections.abc import Sequence
