@@ -104,12 +104,12 @@ def test_the_largest_forward_counts_on_a_gpu():
     assert less["forward and backward"] < parts["forward and backward"]
 
 
-def test_the_step_on_a_cpu_flattens_and_makes_two_temporaries():
+def test_the_step_flattens_the_gradient_where_the_forward_was():
     meta = model(torch.float32)
     share = sum(meta.sizes)
     parts = parts_of(policy_memory(meta, FORWARDS, 1, Sharding(), CPU))
     heap, mapped = resident_bytes(meta, [trace_forward(meta, shape, True) for shape in (*FORWARDS, FORWARDS[0])], 1)
-    assert parts["optimizer step, above that"] == 12 * share - mapped
+    assert parts["optimizer step, above that"] == max(0, 4 * share - mapped)
     assert parts["forward and backward"] == heap + mapped
 
 

@@ -89,10 +89,8 @@ def test_collectives_by_hand(meta):
 def test_gradients_and_optimizer_by_hand(meta):
     numbers = sum(meta.sizes)
     assert reduce_seconds(meta, 3, MACHINE) == pytest.approx(3 * 36 * numbers / 10e9)
-    quiet = replace(MACHINE, launch_us=0.0, kind="gpu")
     # Flatten 8, norm 12, clip 8, clear 4; the fused step 28; the new weights 4 + 2.
-    assert optimizer_seconds(meta, 2, quiet) == pytest.approx(numbers / 2 * (32 + 28 + 6) / 10e9)
-    assert optimizer_seconds(meta, 2, replace(quiet, kind="cpu")) > optimizer_seconds(meta, 2, quiet)
+    assert optimizer_seconds(meta, 2, MACHINE) == pytest.approx(numbers / 2 * (32 + 28 + 6) / 10e9)
 
 
 def test_the_bridge_carries_two_numbers_a_response():
