@@ -82,12 +82,17 @@ def why(best: Placement, placements: Sequence[Placement], passes: float) -> str:
     passes: how often the run sees its rows.
     """
     others = [one for one in placements if one.name != best.name]
-    compared = ", ".join(f"{one.name} {one.total:,.0f} s" for one in others)
+    compared = ", ".join(f"{one.name} {in_words(one.total)}" for one in others)
     seen = f"the run sees its rows {passes:.3g} time{'' if passes == 1 else 's'}"
     if best.name == "stored":
-        reason = f"the references run once ({best.once:,.0f} s) and are read afterwards, while {seen}"
+        reason = f"the references run once ({in_words(best.once)}) and are read afterwards, while {seen}"
     elif best.name == "served":
         reason = f"the references score the next steps on ranks of their own while the policy trains, and {seen}"
     else:
         reason = f"a step of all ranks together takes {best.step:.3g} s, and {seen}"
-    return f"{best.name} takes {best.total:,.0f} s ({compared}): {reason}."
+    return f"{best.name} takes {in_words(best.total)} ({compared}): {reason}."
+
+
+def in_words(seconds: float) -> str:
+    """Three digits, or all of the whole seconds."""
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"

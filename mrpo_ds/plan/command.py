@@ -1,11 +1,12 @@
 """The plan command: read what the run would read, touch no weights, print what it would take."""
 
+from dataclasses import replace
+
 from mrpo_ds.check import check_models
 from mrpo_ds.config.schema import Config
-from mrpo_ds.distributed.topology import build_topology
 from mrpo_ds.errors import ConfigError, require
 from mrpo_ds.material import POLICY, prepare
-from mrpo_ds.plan.machine import EXAMPLES, Machine, load_machine
+from mrpo_ds.plan.machine import EXAMPLES, load_machine
 from mrpo_ds.plan.measure import measure_machine, save_machine
 from mrpo_ds.plan.predict import Prediction
 from mrpo_ds.plan.say import describe
@@ -21,7 +22,7 @@ def plan_run(
         machine_file: a machine's YAML, or None to measure this one.
         measure_seconds: how long to measure, > 0, or None.
         save: where to write what was measured, or None.
-        devices: how many devices to place the roles on; None for those of the machine.
+        devices: plan as if the machine had so many; None for as many as it has.
 
     Raises ConfigError for a machine that is not there, and what check raises for a configuration that cannot run.
     """
@@ -39,11 +40,7 @@ def plan_run(
         machine = measure_machine(model_configs[POLICY], config.model, measure_seconds, config.deepspeed)
         if save is not None:
             save_machine(machine, save)
-    prediction = Prediction(prepare(config), machine, model_configs)
-    for line in describe(prediction, devices or _devices(config, machine)):
+    if devices is not None:
+        machine = replace(machine, devices=devices)
+    for line in describe(Prediction(prepare(config), machine, model_configs)):
         print(line, flush=True)
-
-
-def _devices(config: Config, machine: Machine) -> int:
-    """All devices of the machine, or as many as the configuration has ranks."""
-    return max(machine.devices, build_topology(config).world_size)

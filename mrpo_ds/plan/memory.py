@@ -19,8 +19,9 @@ from mrpo_ds.plan.trace import ForwardShape, MetaModel, Trace, trace_forward
 
 GIB = 2**30
 DEFAULT_LIVE = 1_000_000_000
+"""Of the reuse distance and of a sub-group, in elements: DeepSpeed's own (runtime/zero/config.py)."""
 DEFAULT_BUCKET = 50_000_000
-"""DeepSpeed's own (runtime/zero/config.py), in elements; reduce_bucket_size is ten times that."""
+"""Of the prefetch bucket, in elements; reduce_bucket_size is ten times that."""
 LOGIT_BLOCKS = 1
 """Blocks of logits alive at once (ops/logps.py). They are the largest of the heap and of another size in every forward,
 so that those of one forward leave holes that those of the next do not fit."""
@@ -66,6 +67,8 @@ class Sharding:
     reuse: float = DEFAULT_LIVE
     prefetch: float = DEFAULT_BUCKET
     reduce_bucket: float = 10 * DEFAULT_BUCKET
+    sub_group: float = DEFAULT_LIVE
+    """Elements of a rank's share that the optimizer steps over at a time."""
     offload_weights: bool = False
     offload_optimizer: bool = False
 
@@ -81,6 +84,7 @@ class Sharding:
             reuse=float(zero.get("stage3_max_reuse_distance", DEFAULT_LIVE)),
             prefetch=float(zero.get("stage3_prefetch_bucket_size", DEFAULT_BUCKET)),
             reduce_bucket=float(zero.get("reduce_bucket_size", 10 * DEFAULT_BUCKET)),
+            sub_group=float(zero.get("sub_group_size", DEFAULT_LIVE)),
             offload_weights=offloads("offload_param"),
             offload_optimizer=offloads("offload_optimizer"),
         )
@@ -95,7 +99,7 @@ def policy_memory(
     host = machine.kind == "gpu"
     on_host, weights_away = host and sharding.offload_optimizer, host and sharding.offload_weights
     bucket = 4.0 * min(sharding.reduce_bucket, numbers)
-    flat = 0 if on_host else 4 * share
+    flat = 0 if on_host else 4 * min(share, sharding.sub_group)
     resident, transient = _of_forwards(meta, forwards, ranks, machine)
     parts = [
         Part("baseline", machine.baseline_gib * GIB),

@@ -1,15 +1,16 @@
 """A plan as lines of text."""
 
-from mrpo_ds.plan.advise import Placement, Split, cheapest, why
+from mrpo_ds.plan.advise import Placement, Split, cheapest, in_words, why
 from mrpo_ds.plan.memory import GIB, RoleMemory
 from mrpo_ds.plan.predict import Prediction
 
 PLACEMENTS = ("served", "colocated", "stored")
 
 
-def describe(prediction: Prediction, devices: int) -> list[str]:
+def describe(prediction: Prediction) -> list[str]:
     """Everything that the plan command prints."""
     machine, config = prediction.machine, prediction.config
+    devices = machine.devices
     lines = [
         f"machine: {machine.name} ({machine.devices} x {machine.kind})",
         f"a step: {prediction.tokens():,.0f} tokens computed, {prediction.padding():.1%} of the places are padding",
@@ -66,5 +67,5 @@ def describe_split(split: Split | None, names: list[str], devices: int) -> str:
 
 def describe_placement(one: Placement) -> str:
     """One line: the whole run."""
-    once = f"{one.once:,.1f} s once + " if one.once else ""
-    return f"  {one.name:10s} {one.total:10,.1f} s for the run: {once}{one.steps} x {one.step:.3f} s"
+    once = f"{in_words(one.once)} once + " if one.once else ""
+    return f"  {one.name:10s} {in_words(one.total):>10s} for the run: {once}{one.steps} x {one.step:.3g} s"

@@ -65,6 +65,16 @@ def test_an_odd_parameter_is_padded_on_every_rank():
     )
 
 
+def test_the_optimizer_steps_over_one_sub_group_at_a_time():
+    meta = model(torch.float32)
+    transient = parts_of(policy_memory(meta, FORWARDS, 1, Sharding(), GPU))["forward and backward"]
+    big = replace(Sharding(), sub_group=1e9)
+    above = parts_of(policy_memory(meta, FORWARDS, 1, big, GPU))["optimizer step, above that"]
+    assert above == max(0, 4 * sum(meta.sizes) - transient)
+    small = replace(Sharding(), sub_group=1000)
+    assert parts_of(policy_memory(meta, FORWARDS, 1, small, GPU))["optimizer step, above that"] == 0
+
+
 def test_a_small_bucket_bounds_what_it_holds():
     parts = parts_of(policy_memory(model(), FORWARDS, 1, Sharding(reduce_bucket=1000), GPU))
     assert parts["reduce bucket"] == 4000
