@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 import time
+from importlib import import_module
 
 import psutil
 import torch
@@ -28,6 +29,8 @@ LINK_SECONDS = 2.0
 
 def main(ds_config: str, tokenizer: str) -> int:
     """Measure as the rank that the environment says."""
+    import_module("mrpo_ds.run")  # with the next, all that a run imports
+    import_module("mrpo_ds.roles")
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     small = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
