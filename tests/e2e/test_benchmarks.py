@@ -36,6 +36,7 @@ def test_our_side_of_a_step(tmp_path: Path) -> None:
     assert found["turns"]["ours"][0]["losses"][0] == pytest.approx(0.6931, abs=1e-3)
 
 
+@pytest.mark.benchmarks
 @pytest.mark.skipif(not TRL.exists(), reason="needs TRL in .cache/trl (make bench-step); it is no part of CI")
 @pytest.mark.parametrize("options", [("--responses", "2"), ("--responses", "4", "--per-device", "3")])
 def test_both_sides_of_a_step_have_the_same_losses(tmp_path: Path, options: tuple[str, ...]) -> None:
@@ -72,6 +73,7 @@ def test_prefix_sharing_is_measured_against_its_bound(tmp_path: Path) -> None:
 TINY_RUNS = ("--model", "tiny", "--reference", "tiny", "--batch", "4", "--steps", "2", "--turns", "1")
 
 
+@pytest.mark.benchmarks
 def test_references_by_number_and_placement(tmp_path: Path) -> None:
     out = tmp_path / "references.json"
     found = run("bench_references", out, *TINY_RUNS, "--most-references", "1", "--parts", "steps", "store")
@@ -87,6 +89,7 @@ def test_references_by_number_and_placement(tmp_path: Path) -> None:
     assert again["bridge"]["fits"]["waited_seconds"]["points"] == len(again["bridge"]["cases"])
 
 
+@pytest.mark.benchmarks
 def test_served_and_stored_references_take_turns(tmp_path: Path) -> None:
     found = run("bench_references", tmp_path / "references.json", *TINY_RUNS, "--parts", "served_or_stored")
     part = found["served_or_stored"]
@@ -94,6 +97,7 @@ def test_served_and_stored_references_take_turns(tmp_path: Path) -> None:
     assert len(part["mrpo_2_served"]["peak_gib_of_ranks"]) == 3 and len(part["dpo_stored"]["peak_gib_of_ranks"]) == 1
 
 
+@pytest.mark.benchmarks
 def test_scale_by_ranks_and_the_split_of_the_start(tmp_path: Path) -> None:
     sizes = ("--models", "tiny", "--ranks", "2", "--batch", "4", "--steps", "2", "--turns", "1")
     found = run("bench_scale", tmp_path / "scale.json", *sizes)
