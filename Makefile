@@ -9,7 +9,7 @@ RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 .DELETE_ON_ERROR:
 .PHONY: help install models quickstart test faults test-benchmarks test-real-text parity lint clean
-.PHONY: bench bench-step bench-logps bench-prefix bench-references bench-scale
+.PHONY: bench bench-step bench-logps bench-prefix bench-references bench-scale bench-plan
 
 help:
 	@echo "make quickstart   install, then train MRPO on two real models (about 10 minutes on 2 cores)"
@@ -67,12 +67,12 @@ parity: models .cache/trl/.installed
 
 # Options go on with ARGS: make bench-step ARGS="rows.jsonl.gz --adapter hh_rlhf"
 TRL_PYTHON := .cache/trl/bin/python
-bench: bench-step bench-logps bench-prefix bench-references bench-scale
+bench: bench-step bench-logps bench-prefix bench-references bench-scale bench-plan
 bench-step: models .cache/trl/.installed
 	$(BIN)/python -m benchmarks.bench_step --trl $(TRL_PYTHON) $(ARGS)
 bench-logps: install .cache/trl/.installed
 	$(BIN)/python -m benchmarks.bench_logps --liger $(TRL_PYTHON) $(ARGS)
-bench-prefix bench-references bench-scale: models
+bench-prefix bench-references bench-scale bench-plan: models
 	$(BIN)/python -m benchmarks.$(subst -,_,$@) $(ARGS)
 
 clean:

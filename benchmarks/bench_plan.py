@@ -1,6 +1,6 @@
 """What `mrpo-ds plan` predicts beside what runs take: memory and seconds of a step, of several real configurations.
 
-    .venv/bin/python benchmarks/bench_plan.py [--models tiny smollm2] [--only NAME ...] [--steps 5] [--measure 30]
+    .venv/bin/python -m benchmarks.bench_plan [--models tiny smollm2] [--only NAME ...] [--steps 5] [--measure 30]
 
 Measures this machine once per model, then for each configuration predicts, trains and compares. Give the machine to it
 alone: both sides are timed. Writes benchmarks/results/plan.json.
@@ -9,7 +9,6 @@ alone: both sides are timed. Writes benchmarks/results/plan.json.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -18,9 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
-SMOLLM2 = ROOT / ".cache/models/SmolLM2-135M-Instruct"
+from benchmarks.common import ROOT, SMOLLM2, write_result
+
 WARM_STEPS = 1
 """Steps at the start that are left out: caches are cold, and moments are made in the first."""
 TINY = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4}
@@ -28,7 +26,7 @@ TINY = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "n
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """Configurations by name: overrides of the base. The first is the one that the model was calibrated on."""
+    """Configurations by name: overrides of the base."""
 
     def case(dtype: str, checkpointing: bool, placement: str, policy: int, tokens: int = 1024) -> dict[str, Any]:
         return {
@@ -59,7 +57,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8, help="prompts of a step")
     parser.add_argument("--measure", type=float, default=30.0, help="seconds, per model")
-    parser.add_argument("--no-result", action="store_true", help="print only")
+    parser.add_argument("--out", help="file of the result")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -70,8 +68,12 @@ def main() -> int:
     finally:
         shutil.rmtree(directory)
     print(table(rows))
-    if not options.no_result:
-        write(rows)
+    result = {
+        "within_10_percent_of_memory": sum(abs(row["gib_ratio"] - 1) <= 0.1 for row in rows),
+        "within_25_percent_of_time": sum(abs(row["seconds_ratio"] - 1) <= 0.25 for row in rows),
+        "configurations": rows,
+    }
+    write_result("plan", result, options.out, "cpu")
     return 0
 
 
@@ -188,19 +190,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         values += [row["seconds_ratio"], row["predicted_gib"], row["measured_gib"], row["gib_ratio"]]
         lines.append("| " + " | ".join(map(str, values)) + " |")
     return "\n".join(lines)
-
-
-def write(rows: list[dict[str, Any]]) -> None:
-    """The result, with what it was made on."""
-    result = {
-        "command": f"benchmarks/bench_plan.py {' '.join(sys.argv[1:])}".strip(),
-        "commit": subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "within_10_percent_of_memory": sum(abs(row["gib_ratio"] - 1) <= 0.1 for row in rows),
-        "within_25_percent_of_time": sum(abs(row["seconds_ratio"] - 1) <= 0.25 for row in rows),
-        "configurations": rows,
-    }
-    (ROOT / "benchmarks/results/plan.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
