@@ -48,8 +48,11 @@ def model_shape(model: Any, shape_of: Callable[[Any], Shape] = lambda parameter:
     config = model.config.get_text_config()
     shares = _expert_share(config)
     embeddings = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
+    body = model.base_model
+    # Llama 4's text model calls itself its base; models of images and text have the layers for text in a part of it.
+    body = getattr(body, "language_model", getattr(model, "model", body) if body is model else body)
     active = 0.0
-    for name, parameter in model.base_model.named_parameters():
+    for name, parameter in body.named_parameters():
         shape = shape_of(parameter)
         if id(parameter) in embeddings or len(shape) < 2:
             continue

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
@@ -54,7 +55,7 @@ class SelectedLogps(nn.Module):
         head = model.get_output_embeddings()
         if head is None:
             raise ConfigError(f"{type(model).__name__} has no language-model head; allowed: causal language models.")
-        if _body(model) is None:
+        if body_of(model) is None:
             raise ConfigError(
                 f"{type(model).__name__} has no base model apart from its head; allowed: those that have."
             )
@@ -100,8 +101,10 @@ class SequenceScorer(nn.Module):
             assert isinstance(self.mask_plan, MaskPlan), self.mask_plan
             packed["attention_mask"] = self.mask_plan.masks(segments, position_ids, self.head.weight.dtype)
         with self.saving() if torch.is_grad_enabled() else nullcontext():
-            hidden = _body(self.model)(input_ids=input_ids, use_cache=False, **packed)[0]
-            logps: Tensor = self.head(hidden.flatten(0, 1)[predictors], targets)
+            hidden = body_of(self.model)(input_ids=input_ids, use_cache=False, **packed)[0]
+            # Not an index: one token may predict the first of several responses, and the backward of an index adds them
+            # up in any order. An embedding's does so in one, to the bit.
+            logps: Tensor = self.head(F.embedding(predictors, hidden.flatten(0, 1)), targets)
         return logps
 
 
@@ -113,10 +116,10 @@ def score(scorer: nn.Module, batch: SequenceBatch) -> Tensor:
 
 def takes_positions(model: Any) -> bool:
     """Whether a model can be told where in its sequence each token stands, as packed rows must."""
-    return "position_ids" in inspect.signature(_body(model).forward).parameters
+    return "position_ids" in inspect.signature(body_of(model).forward).parameters
 
 
-def _body(model: Any) -> Any:
+def body_of(model: Any) -> Any:
     """The model below its head: token ids to hidden states."""
     body = model.base_model
     return getattr(model, "model", None) if body is model else body  # Llama 4's text model calls itself its base

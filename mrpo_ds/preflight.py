@@ -19,6 +19,8 @@ Forward = Callable[[SequenceBatch], Tensor]
 PREFLIGHT_TOKENS = 64
 TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Per token, between the selected log-probs and those from the model's own logits."""
+FEWEST = 8
+"""Tokens of the response with which sharing is tried."""
 LEAK_SHARE = 0.01
 """Of that tolerance: how much a sequence's log-prob may change with its neighbour in a row. Mostly it does not at all,
 but a mixture of experts computes together what goes to one expert."""
@@ -88,8 +90,11 @@ def unfit_for_sharing(
         length = min(windows) + PREFLIGHT_TOKENS
         ids = (row.ids * (1 + length // len(row.ids)))[:length]
         row = Encoded(ids, length // 2)  # the response's end no longer sees the prompt's beginning
-    prompt, response = row.ids[: row.prompt_length], row.ids[row.prompt_length :]
-    siblings = [replace(row, ids=[*prompt, *ids]) for ids in (response[::-1], response[1:])]
+    if row.num_scored < FEWEST:  # a response's first token is predicted by the prompt: only the others see anything
+        row = replace(row, ids=row.ids + (FEWEST * row.ids)[:FEWEST])
+    prompt = row.ids[: row.prompt_length]
+    others = row.ids[::-1] * 2  # never empty, and not the response even where that is a single token
+    siblings = [replace(row, ids=[*prompt, *ids[: PREFLIGHT_TOKENS // 2]]) for ids in (others, others[1:])]
     shared = Layout(pad_id=0, single_row=True, shared=True)
     plain = replace(shared, shared=False)
     alone = float(forward(plain.collate([[row]]).to(device))[0])

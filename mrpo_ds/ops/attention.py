@@ -88,4 +88,6 @@ def _block_mask(segments: Tensor, positions: Tensor, window: int | None) -> Any:
         return before if window is None else before & (positions[row, query] - positions[row, key] < window)
 
     rows, tokens = positions.shape
-    return create_block_mask(sees, rows, None, tokens, tokens, device=positions.device)
+    # Compiled, it finds the blocks without the matrix; where nothing is compiled it holds all of it.
+    compiled = positions.is_cuda
+    return create_block_mask(sees, rows, None, tokens, tokens, device=positions.device, _compile=compiled)

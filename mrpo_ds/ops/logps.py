@@ -48,7 +48,7 @@ def selected_logps(
     """log_softmax(softcap(scale * (hidden @ weight.T + bias)))[target] of every row.
 
     The logits are made in hidden's dtype, as the model itself makes them; the log-softmax is float32 at least, because
-    a bf16 one errs by nats over a few hundred tokens. About three float32 blocks are alive at once, not just one.
+    a bf16 one errs by nats over a few hundred tokens.
 
     Args:
         hidden: [T, D] last hidden states, those that predict the targets.

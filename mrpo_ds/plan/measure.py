@@ -22,7 +22,7 @@ from torch import Tensor
 from mrpo_ds.config.schema import ModelConfig
 from mrpo_ds.console import log
 from mrpo_ds.errors import ConfigError
-from mrpo_ds.models import AnyModelConfig, SequenceScorer
+from mrpo_ds.models import AnyModelConfig, SequenceScorer, body_of
 from mrpo_ds.plan.machine import Machine, Tflops
 from mrpo_ds.plan.trace import ForwardShape, meta_model, trace_forward
 
@@ -174,8 +174,10 @@ class _Layer:
             text.layer_types = text.layer_types[:1]
         text.num_hidden_layers = 1
         with device:
-            empty = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        self._body = SequenceScorer(empty).train().model.base_model
+            form = "eager" if model.attention == "eager" else "sdpa"
+            settings = {"attn_implementation": form, "trust_remote_code": model.trust_remote_code}
+            empty = AutoModelForCausalLM.from_config(config, dtype=dtype, **settings)
+        self._body = body_of(SequenceScorer(empty).train().model)
         self._config, self._model, self._dtype, self._device = config, model, dtype, device
         self._width = text.hidden_size
         self._heads = text.num_attention_heads

@@ -42,7 +42,7 @@ def main(ds_config: str, tokenizer: str) -> int:
         device = torch.device("cuda", torch.cuda.current_device())
     engine = DeepSpeedEngine(scorer, read_ds_config(ds_config), OptimizationConfig(), device)
     link = collective_gbs(device, LINK_SECONDS)
-    # Alone: what exchanging costs is the link's.
+    # On two ranks, as a run: the latency of each gather is part of what an operation costs besides its work.
     meta = meta_model(config, torch.float32, ModelConfig(path="", gradient_checkpointing=False))
     kernels = trace_forward(meta, ForwardShape(1, TOKENS, TOKENS - 1), train=True).kernels
     read = AutoTokenizer.from_pretrained(tokenizer)  # kept: a run keeps it too

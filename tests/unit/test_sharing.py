@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from mrpo_ds.data.batching import Layout
 from mrpo_ds.data.rendering import Encoded
 from mrpo_ds.models import SequenceScorer, score
+from mrpo_ds.ops import attention
 from mrpo_ds.ops.attention import MaskPlan, visible
 from mrpo_ds.preflight import unfit_for_sharing
 from tests.families import FAMILIES, GROUPED, VOCABULARY, WINDOW, build, plain_logp
@@ -62,9 +63,9 @@ def test_gradients_are_those_of_plain_transformers(model):
     model.zero_grad()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_every_attention_that_takes_masks(attention):
-    model = build("gemma3_text", attention, **GROUPED, head_dim=8, sliding_window=WINDOW)
+@pytest.mark.parametrize("form", ["sdpa", "eager"])
+def test_every_attention_that_takes_masks(form):
+    model = build("gemma3_text", form, **GROUPED, head_dim=8, sliding_window=WINDOW)
     groups = random_groups()
     with torch.no_grad():
         ours = score(SequenceScorer(model), SHARED.collate(groups))
@@ -106,6 +107,22 @@ def test_what_is_scored_inside_the_shared_tokens_counts_for_every_response():
     torch.testing.assert_close(ours.double(), alone, rtol=1e-5, atol=1e-4)
 
 
+def test_gradients_are_the_same_bits_every_time():
+    """The prompt's last token predicts the first of every response: four gradients meet there."""
+    model = build("llama", **{**GROUPED, "hidden_size": 256, "num_hidden_layers": 1})
+    batch = SHARED.collate(random_groups([(40, (30, 25, 20, 35))] * 3))
+    seen, threads = set(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(20):
+            model.zero_grad()
+            score(SequenceScorer(model), batch).sum().backward()
+            seen.add(tuple(parameter.grad.double().sum().item() for parameter in model.parameters()))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) == 1
+
+
 def unfit(model, longest=1000, prompt=20, response=20):
     scorer = SequenceScorer(model)
     (row,) = random_groups([(prompt, (response,))])[0]
@@ -115,6 +132,16 @@ def unfit(model, longest=1000, prompt=20, response=20):
 
 def test_preflight_finds_every_family_fit(model):
     assert unfit(model) == ""
+
+
+@pytest.mark.parametrize("response", [1, 2, 20])
+def test_responses_that_see_each_other_are_found_however_short_the_first_row_is(response, monkeypatch):
+    monkeypatch.setattr(
+        attention, "visible", lambda segments, positions, window: torch.ones(1, *2 * [positions.shape[1]]).tril().bool()
+    )
+    assert "a response's log-prob changes with the other response" in unfit(
+        FAMILIES["llama, tied"](), response=response
+    )
 
 
 def test_a_model_that_ignores_the_mask_is_found():
