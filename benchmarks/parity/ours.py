@@ -24,6 +24,7 @@ from mrpo_ds.data.plan import Batch
 from mrpo_ds.material import POLICY, Material, prepare
 from mrpo_ds.models import SequenceScorer, load_scorer, score
 from mrpo_ds.objective import Objective, ScoredBatch
+from mrpo_ds.ops.attention import visible
 from mrpo_ds.reference.colocated import ColocatedReferences
 from mrpo_ds.reference.scoring import ReferenceScorer
 from mrpo_ds.train import Update, asked_of_references, train_step
@@ -161,13 +162,14 @@ def check_tokens(batch: PolicyBatch, rows: list[dict[str, Any]]) -> None:
     known |= {(*row["prompt_ids"], *ids): len(ids) for row in rows for ids in row["response_ids"]}
     for micro in batch.micros:
         sequences = micro.sequences
-        ids, starts = sequences.input_ids.flatten(), (sequences.position_ids.flatten() == 0).nonzero()[:, 0].tolist()
-        ends = [*starts[1:], len(ids)]
-        scored = torch.zeros(len(ids), dtype=torch.int64).index_fill(0, sequences.predictors + 1, 1)
-        for start, end in zip(starts, ends, strict=True):
-            count = int(scored[start:end].sum())
-            if count:  # else it is padding
-                assert known.get(tuple(ids[start:end].tolist())) == count, "tokens that TRL does not see"
+        assert sequences.segments is not None
+        seen = visible(sequences.segments, sequences.position_ids, None)
+        numbers = sequences.places // sequences.table[1]
+        for number, count in enumerate(numbers.bincount().tolist()):
+            last = int((numbers == number).nonzero().max())
+            row, column = divmod(int(sequences.predictors[last]), sequences.input_ids.shape[1])
+            ids = [*sequences.input_ids[row][seen[row, column]].tolist(), int(sequences.targets[last])]
+            assert known.get(tuple(ids)) == count, "tokens that TRL does not see"
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_what_does_not_fit_ends_every_rank_with_what_to_lower(
     (said,) = [line for _, text in ended for line in text.splitlines() if line.startswith("mrpo-ds: error: ")]
     assert "out of memory in the dry run of the longest micro-batch (" in said and "GiB used by this rank, 0.0" in said
     assert said.endswith(
-        "Lower, in this order, until it fits: train.micro_batch_tokens to less than 1960; "
+        "Lower, in this order, until it fits: train.micro_batch_tokens to less than 1270; "
         "set model.gradient_checkpointing=true; more ranks than topology.policy=2."
     )
     failed = [rank for rank, limit in enumerate(limits) if limit == TOO_LITTLE]
