@@ -64,13 +64,8 @@ def unfit_for_packing(scorer: SequenceScorer, forward: Forward, encoded: Encoded
     values = []
     for sequences in ([row], [neighbour, row], [replace(row, ids=neighbour.ids[1:] + neighbour.ids[:1]), row]):
         values.append(float(forward(layout.collate([sequences]).to(device))[-1]))
-    alone, one, other = values
     tolerance = _tolerance(scorer) * row.num_scored
-    if not abs(one - other) <= LEAK_SHARE * tolerance:
-        return f"a sequence's log-prob changes with the one before it in its row ({one:.6f} or {other:.6f})"
-    if not abs(alone - one) <= tolerance:
-        return f"the log-prob of a sequence is {alone:.6f} alone and {one:.6f} behind another in its row"
-    return ""
+    return _misfit(values, tolerance, "sequence", "the one before it in its row", "another in its row")
 
 
 def unfit_for_sharing(
@@ -97,13 +92,20 @@ def unfit_for_sharing(
     siblings = [replace(row, ids=[*prompt, *ids[: PREFLIGHT_TOKENS // 2]]) for ids in (others, others[1:])]
     shared = Layout(pad_id=0, single_row=True, shared=True)
     plain = replace(shared, shared=False)
-    alone = float(forward(plain.collate([[row]]).to(device))[0])
-    one, other = (float(forward(shared.collate([[sibling, row]]).to(device))[1]) for sibling in siblings)
+    values = [float(forward(plain.collate([[row]]).to(device))[0])]
+    values += [float(forward(shared.collate([[sibling, row]]).to(device))[1]) for sibling in siblings]
     tolerance = _tolerance(scorer) * row.num_scored
+    why = _misfit(values, tolerance, "response", "the other response", "a shared prompt")
+    return why and f"{family}: {why}"
+
+
+def _misfit(values: list[float], tolerance: float, what: str, neighbour: str, place: str) -> str:
+    """What is wrong with the log-probs of a sequence alone, beside one neighbour and beside another; "" if nothing."""
+    alone, one, other = values
     if not abs(one - other) <= LEAK_SHARE * tolerance:
-        return f"{family}: a response's log-prob changes with the other response ({one:.6f} or {other:.6f})"
+        return f"a {what}'s log-prob changes with {neighbour} ({one:.6f} or {other:.6f})"
     if not abs(alone - one) <= tolerance:
-        return f"{family}: the log-prob of a response is {alone:.6f} alone and {one:.6f} behind a shared prompt"
+        return f"the log-prob of a {what} is {alone:.6f} alone and {one:.6f} behind {place}"
     return ""
 
 
