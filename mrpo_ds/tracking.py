@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mrpo_ds.config.schema import TrackingConfig, WandbConfig
+from mrpo_ds.config.outputs import TrackingConfig, WandbConfig
 from mrpo_ds.console import log
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.manifest import write_atomic

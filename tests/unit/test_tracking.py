@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mrpo_ds.config.schema import TrackingConfig, WandbConfig
+from mrpo_ds.config.outputs import TrackingConfig, WandbConfig
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.tracking import Tracker, read_jsonl
 from mrpo_ds.wandb_files import steps_in
@@ -47,7 +47,7 @@ def run_script(
         import sys
         from pathlib import Path
         from mrpo_ds import console, tracking
-        from mrpo_ds.config.schema import TrackingConfig, WandbConfig
+        from mrpo_ds.config.outputs import TrackingConfig, WandbConfig
         console.configure_console(enabled=True)
         tracking.WANDB_START_SECONDS = tracking.WANDB_FINISH_SECONDS = 2.0
         run_dir = Path(sys.argv[1])
