@@ -20,8 +20,9 @@ from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
 from mrpo_ds.errors import ConfigError, require
 from mrpo_ds.manifest import READERS, checksum
 from mrpo_ds.memory import total_bytes
-from mrpo_ds.ops.attention import MaskPlan, plan_masks
+from mrpo_ds.ops.attention import MaskPlan, plan_masks, segments_of
 from mrpo_ds.ops.logps import chunk_rows, selected_logps, sum_by_sequence
+from mrpo_ds.ops.segments import attend
 from mrpo_ds.types import SequenceBatch
 
 AnyModelConfig = ModelConfig | ReferenceConfig
@@ -73,7 +74,10 @@ class SequenceScorer(nn.Module):
     """A causal language model that returns log-probs of given tokens, and never a [*, V] tensor."""
 
     def __init__(self, model: Any) -> None:
+        from transformers import AttentionInterface
+
         super().__init__()
+        AttentionInterface.register("sdpa", _attention)
         self.model = model
         self.head = SelectedLogps(model)
         self.mask_plan = plan_masks(model.config.get_text_config())
@@ -151,6 +155,27 @@ def load_scorer(config: AnyModelConfig, dtype: torch.dtype, trainable: bool) -> 
     if trainable and isinstance(config, ModelConfig) and config.gradient_checkpointing:
         _checkpoint_activations(model, config.path)
     return SequenceScorer(model).train(trainable)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' own SDPA, but segment by segment where a mask of ours says how: the same values, fewer pairs.
+
+    query [M, heads, S, W], key and value [M, heads of keys, S, W] -> [M, S, heads, W].
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    rows = segments_of(attention_mask)
+    if rows is None or others.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    return attend(query, key, value, rows, scaling).transpose(1, 2).contiguous(), None
 
 
 def check_attention(config: AnyModelConfig, device: torch.device) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrpo_ds.ops.segments import Rows, cut
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Kinds of layers, as transformers names them."""
 FORMS = ("sdpa", "eager", "flex_attention")
@@ -47,7 +49,14 @@ class MaskPlan:
         mask = visible(segments, positions, window).unsqueeze(1)  # [M, 1, S, S], the same for every head
         if self.form == "eager":
             return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        if mask.device.type == "cpu":
+            mask.segments = cut(segments, mask, window)  # type: ignore[attr-defined]
         return mask
+
+
+def segments_of(mask: Tensor | None) -> Rows | None:
+    """The segments that a mask of MaskPlan was made from, where attention should go by them: on CPUs."""
+    return getattr(mask, "segments", None)
 
 
 def plan_masks(config: Any) -> MaskPlan | str:

@@ -8,11 +8,13 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
+from mrpo_ds import models
 from mrpo_ds.data.batching import Layout
 from mrpo_ds.data.rendering import Encoded
 from mrpo_ds.models import SequenceScorer, score
 from mrpo_ds.ops import attention
 from mrpo_ds.ops.attention import MaskPlan, visible
+from mrpo_ds.ops.segments import attend
 from mrpo_ds.preflight import unfit_for_sharing
 from tests.families import FAMILIES, GROUPED, VOCABULARY, WINDOW, build, plain_logp
 
@@ -107,6 +109,19 @@ def test_what_is_scored_inside_the_shared_tokens_counts_for_every_response():
     torch.testing.assert_close(ours.double(), alone, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_attention_goes_by_segments_in_every_layer(checkpointing, monkeypatch):
+    """Also where backward runs the layers again: nothing may lose what the mask says of its segments."""
+    seen = []
+    monkeypatch.setattr(models, "attend", lambda *args: seen.append(args[0].shape) or attend(*args))
+    model = build("llama", **GROUPED).train()
+    if checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    score(SequenceScorer(model), SHARED.collate(random_groups())).sum().backward()
+    assert len(seen) == model.config.num_hidden_layers * (1 + checkpointing)
+
+
 def test_gradients_are_the_same_bits_every_time():
     """The prompt's last token predicts the first of every response: 300 gradients meet there, from two threads."""
     model = build("llama", **{**GROUPED, "hidden_size": 256, "num_hidden_layers": 1})
@@ -139,9 +154,8 @@ def test_responses_that_see_each_other_are_found_however_short_the_first_row_is(
     monkeypatch.setattr(
         attention, "visible", lambda segments, positions, window: torch.ones(1, *2 * [positions.shape[1]]).tril().bool()
     )
-    assert "a response's log-prob changes with the other response" in unfit(
-        FAMILIES["llama, tied"](), response=response
-    )
+    model = build("llama", attention="eager", **GROUPED)  # whose mask says everything
+    assert "a response's log-prob changes with the other response" in unfit(model, response=response)
 
 
 def test_a_model_that_ignores_the_mask_is_found():
