@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.bench_plan [--models tiny smollm2] [--only NAME ...] [--steps 5] [--measure 30]
 
 Measures this machine once per model, then for each configuration predicts, trains and compares. Give the machine to it
-alone: both sides are timed. Writes benchmarks/results/plan.json. Configurations in bf16 are left out, and named, on a CPU
-without bf16 instructions, where a run would not choose it: what replaces them is ten times faster in one layout than in
-another, which no rate says.
+alone: both sides are timed. Writes benchmarks/results/plan.json. Configurations in bf16 are left out, and named, on
+a CPU without bf16 instructions, where a run would not choose it: what replaces them is ten times faster in one layout
+than in another, which no rate says.
 """
 
 import argparse
