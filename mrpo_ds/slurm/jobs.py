@@ -181,8 +181,8 @@ def _check_tasks(nodes: int, tasks: int, config: Config) -> None:
     if nodes * tasks != topology.world_size:
         raise ConfigError(
             f"--nodes {nodes} x --tasks-per-node {tasks} = {nodes * tasks} processes, but the topology has "
-            f"{topology.world_size} ranks ({topology.describe()}). Change --nodes, --tasks-per-node, topology.policy or "
-            "topology.references."
+            f"{topology.world_size} ranks ({topology.describe()}). Change --nodes, --tasks-per-node, "
+            "topology.policy or topology.references."
         )
 
 
