@@ -40,10 +40,13 @@ def scripts() -> Iterator[Path]:
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [name for name in folders if name not in NOT_OURS]
         for path in (Path(folder) / name for name in files):
-            if path.suffix in (".sh", ".sbatch"):
+            if path.suffix in (".sh", ".sbatch") or (not path.suffix and says_shell(path)):
                 yield path
-            elif not path.suffix and path.is_file() and re.match(rb"#!.*\b(ba)?sh\b", path.open("rb").readline(200)):
-                yield path
+
+
+def says_shell(path: Path) -> bool:
+    with path.open("rb") as file:
+        return re.match(rb"#!.*\b(ba)?sh\b", file.readline(200)) is not None
 
 
 def shellcheck(*files: Path) -> str:

@@ -60,7 +60,6 @@ def test_it_says_that_tasks_and_ranks_agree(capsys: pytest.CaptureFixture[str]) 
         ),
         ({"nodes": 3}, "--nodes is 3; allowed: a number that divides the 4 ranks of the topology (policy: ranks 0-1,"),
         ({"nodes": 0}, "--nodes is 0; allowed: >= 1."),
-        ({"nodes": 2, "gpus_per_node": 1}, "1 GPUs a node for 2 tasks. Use at most 1 tasks a node, or set topology.sh"),
         ({"time": "5"}, "time is '5', but the run is told to stop 300 s before its end"),
         ({"time": "soon"}, "time is 'soon'; allowed: a time as sbatch takes it"),
         ({"suite": "quick"}, "--suite is 'quick'; allowed: with --kind eval alone."),
@@ -76,9 +75,11 @@ def test_what_it_refuses(request_: dict[str, Any], says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_roles_may_share_gpus_when_the_configuration_says_so() -> None:
+def test_roles_share_gpus_only_when_the_configuration_says_so() -> None:
     (job,) = jobs(CONFIG, "topology.share_gpus=true", nodes=2, gpus_per_node=1)
     assert job.options["gpus-per-node"] == 1
+    with pytest.raises(ConfigError, match="1 GPUs a node for 2 tasks. Use at most 1 tasks a node, or set topology.sha"):
+        jobs(CONFIG, "topology.share_gpus=false", nodes=2, gpus_per_node=1)
 
 
 def test_no_gpus_at_all() -> None:
@@ -89,9 +90,14 @@ def test_no_gpus_at_all() -> None:
 
 def test_a_sweep_is_an_array_and_a_comparison_of_its_runs(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.txt"
-    sweep.write_text(
-        "# seeds\n\ntrain.seed=0\n train.seed=1  train.learning_rate=1e-6\noutput_dir=runs/own loss.beta=0.2\n"
-    )
+    lines = [
+        "# seeds",
+        "",
+        "train.seed=0",
+        " train.seed=1  train.learning_rate=1e-6",
+        "output_dir=runs/own loss.beta=0.2",
+    ]
+    sweep.write_text("\n".join(lines))
     train, compare = jobs(sweep=str(sweep), nodes=2)
     assert train.options["array"] == "1-3" and train.options["output"] == "runs/slurm/%x-%A_%a.out"
     group = "tracking.wandb.group=mrpo"

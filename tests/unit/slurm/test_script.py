@@ -37,13 +37,13 @@ def test_words_of_a_command_line_reach_the_script_as_they_are(words: list[str]) 
 
 
 def test_words_of_the_site_are_expanded_by_the_job_and_not_split() -> None:
-    site = replace(SITE, srun=["--a=$PLACE/x", 'b"c', "`id`", "d\\e"], container=["run", "*"], python="$PLACE/python")
+    site = replace(SITE, srun=["--a=$PLACE/x"], container=["run", 'b"c', "`id`", "d\\e", "*"], python="$PLACE/python")
     site = replace(site, environment=["PLACE='on the node'", 'srun_options+=("$PLACE")'])
     script = fill(read_template(site, "train"), {}, {}, site)
     script = script.replace("# ---- settings ----\n", "# ---- settings ----\nPLACE='a b'\n")
     found = settings_as_bash_reads_them(script, "srun_options", "container", "python")
-    assert found["srun_options"] == ["--a=a b/x", 'b"c', "`id`", "d\\e", "on the node"]
-    assert found["container"] == ["run", "*"] and found["python"] == ["a b/python"]
+    assert found["srun_options"] == ["--a=a b/x", "on the node"]
+    assert found["container"] == ["run", 'b"c', "`id`", "d\\e", "*"] and found["python"] == ["a b/python"]
 
 
 def test_options_stand_before_the_first_command_and_those_of_the_site_last() -> None:
@@ -62,7 +62,8 @@ def test_options_stand_before_the_first_command_and_those_of_the_site_last() -> 
 def test_no_variable_of_a_rank_is_expanded_before_the_task_starts(kind: str) -> None:
     """They differ from task to task: what the batch script's shell makes of them would be the same for all."""
     script = read_template(SITE, kind)
-    own = r"\$\{?(RANK|LOCAL_RANK|WORLD_SIZE|SLURM_PROCID|SLURM_LOCALID|SLURM_NODEID|SLURM_STEP_\w+|CUDA_VISIBLE_DEVICES)\b"
+    names = "RANK LOCAL_RANK WORLD_SIZE SLURM_PROCID SLURM_LOCALID SLURM_NODEID SLURM_GTIDS CUDA_VISIBLE_DEVICES"
+    own = rf"\$\{{?({names.replace(' ', '|')}|SLURM_STEP_\w+)\b"
     assert not re.search(own, script)
     assert "unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT" in script
     assert len(re.findall(r"^srun ", script, re.MULTILINE)) == 1
