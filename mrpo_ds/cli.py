@@ -92,6 +92,8 @@ def _add_launch(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sweep", metavar="FILE", help="a run per line of overrides, then a comparison of all runs")
     command.add_argument("--shards", type=int, default=1, metavar="N", help="score: jobs that share the rows")
     command.add_argument("--suite", metavar="NAME", help="eval: what to evaluate on")
+    command.add_argument("--offline", metavar="DIR", help="eval: what the suite needs, for nodes without internet")
+    command.add_argument("--limit", type=int, metavar="N", help="eval: questions per task")
     command.add_argument("--out", metavar="DIR", help="eval, compare: where results go")
     command.add_argument("--site", default="launch/site.yaml", metavar="FILE", help="the cluster's settings")
     command.add_argument("--dry-run", action="store_true", help="print the scripts and submit nothing")

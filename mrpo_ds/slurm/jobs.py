@@ -35,6 +35,10 @@ class Request:
     """File with a line of overrides per run."""
     shards: int = 1
     suite: str | None = None
+    offline: str | None = None
+    """eval: folder with what the suite needs, for nodes without internet."""
+    limit: int | None = None
+    """eval: questions per task."""
     out: str | None = None
 
     def __post_init__(self) -> None:
@@ -42,7 +46,7 @@ class Request:
             value = getattr(self, key)
             require(value is None or value >= 1, _flag(key), value, ">= 1")
         require(self.gpus_per_node is None or self.gpus_per_node >= 0, "--gpus-per-node", self.gpus_per_node, ">= 0")
-        for key, kind in (("sweep", "train"), ("suite", "eval")):
+        for key, kind in (("sweep", "train"), ("suite", "eval"), ("offline", "eval"), ("limit", "eval")):
             value = getattr(self, key)
             require(value is None or self.kind == kind, _flag(key), value, f"with --kind {kind} alone")
         require(self.shards == 1 or self.kind == "score", "--shards", self.shards, "1, or more with --kind score")
@@ -129,10 +133,13 @@ def _eval(request: Request, site: Site) -> Job:
     models = list(request.words)
     options |= {"time": request.time or site.time, "array": f"1-{len(models)}", "output": _output(site, "%x-%A_%a")}
     seconds_of(request.time or site.time)
+    given = [] if request.offline is None else ["--offline", request.offline]
+    given += [] if request.limit is None else ["--limit", str(request.limit)]
     variables: dict[str, Value] = {
         "models": models,
         "suite": request.suite or "",
         "out": request.out or f"runs/eval-{request.suite}",
+        "options": given,
     }
     return Job("eval", options, variables)
 

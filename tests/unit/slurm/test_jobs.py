@@ -142,7 +142,19 @@ def test_a_shard_of_one_task_does_not_start_the_ranks_of_the_topology() -> None:
 def test_evaluations_of_two_models() -> None:
     (job,) = jobs("runs/a/model", "Org/Model", kind="eval", suite="quick")
     assert job.options["array"] == "1-2" and job.options["gpus-per-node"] == 1
-    assert job.variables == {"models": ["runs/a/model", "Org/Model"], "suite": "quick", "out": "runs/eval-quick"}
+    assert job.variables == {
+        "models": ["runs/a/model", "Org/Model"],
+        "suite": "quick",
+        "out": "runs/eval-quick",
+        "options": [],
+    }
+
+
+def test_an_evaluation_without_internet() -> None:
+    (job,) = jobs("runs/a/model", kind="eval", suite="quick", offline="data/eval", limit=10)
+    assert job.variables["options"] == ["--offline", "data/eval", "--limit", "10"]
+    with pytest.raises(ConfigError, match="--limit is 3; allowed: with --kind eval alone."):
+        jobs(limit=3)
 
 
 def test_where_there_is_no_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
