@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mrpo_ds.cli import main
 from mrpo_ds.config.load import load_config
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.material import Material, prepare
@@ -81,3 +82,10 @@ def test_the_shares_of_the_rows_are_all_rows_once(root: Path) -> None:
 def test_more_shares_than_training_rows(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"--shard is '2/41'; allowed: at most 40 parts, as many as training rows."):
         material(root, {"name": "dpo"}).share(2, 41)
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "1/0", "a/b", "1/2/3", "-1/3"])
+def test_what_is_no_shard(root: Path, shard: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(root / "shard.yaml", base_config(root, references=1))
+    assert main(["score", str(path), f"--shard={shard}"]) == 2
+    assert f"--shard is '{shard}'; allowed: I/N, the I-th of N parts, I from 1 to N." in capsys.readouterr().err
