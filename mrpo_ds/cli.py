@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "plan":
             _add_plan_options(command)
         if name == "score":
-            command.add_argument("--shard", metavar="I/N", help="score the I-th of N parts of the rows alone")
+            command.add_argument("--shard", metavar="I/N", help="score one of N parts of the rows alone, 0 <= I < N")
         if name in ("plan", "score"):
             continue
         command.add_argument(
@@ -90,7 +90,9 @@ def _add_launch(command: argparse.ArgumentParser) -> None:
     command.add_argument("--time", metavar="TIME", help="limit as sbatch takes it; default: the site's")
     command.add_argument("--name", metavar="NAME", help="of the job; default: that of the configuration")
     command.add_argument("--sweep", metavar="FILE", help="a run per line of overrides, then a comparison of all runs")
-    command.add_argument("--shards", type=int, default=1, metavar="N", help="score: jobs that share the rows")
+    command.add_argument(
+        "--shards", type=int, metavar="N", help="score, eval: jobs that share the work (1; one a model)"
+    )
     command.add_argument("--suite", metavar="NAME", help="eval: what to evaluate on")
     command.add_argument("--offline", metavar="DIR", help="eval: what the suite needs, for nodes without internet")
     command.add_argument("--limit", type=int, metavar="N", help="eval: questions per task")

@@ -71,7 +71,7 @@ class Material:
     """What the objective asks for."""
 
     def share(self, number: int, count: int) -> "Material":
-        """The number-th (from 1) of count parts of the rows of every split, each as long as the others or a row longer.
+        """Part number (from 0) of count parts of the rows of every split, each as long as the others or a row longer.
 
         Raises ConfigError when there are more parts than training rows.
         """
@@ -79,7 +79,7 @@ class Material:
         require(count <= rows, "--shard", f"{number}/{count}", f"at most {rows} parts, as many as training rows")
 
         def part(items: Sequence[Item]) -> Sequence[Item]:
-            begin, end = (len(items) * place // count for place in (number - 1, number))
+            begin, end = (len(items) * place // count for place in (number, number + 1))
             return Lazy(end - begin, lambda index: items[begin + index])
 
         speakers = {

@@ -48,7 +48,7 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
 def score(config: Config, config_path: str, overrides: list[str], shard: str | None) -> int:
     """The score command, inside a launcher (any number of processes) or outside. Returns the exit code.
 
-    shard: "I/N" for the I-th of N parts of the rows alone; other processes fill the store with the others.
+    shard: "I/N" for part I of N of the rows alone, 0 <= I < N; other processes fill the store with the others.
     """
     part = None if shard is None else _read_shard(shard)
     announce_cpu()
@@ -65,9 +65,9 @@ def score(config: Config, config_path: str, overrides: list[str], shard: str | N
 
 
 def _read_shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
-    number, count = map(int, found.groups()) if found else (1, 0)
-    require(number <= count, "--shard", text, "I/N, the I-th of N parts, I from 1 to N")
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    require(number < count, "--shard", text, "I/N with 0 <= I < N, such as 0/4")
     return number, count
 
 

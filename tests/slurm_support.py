@@ -42,7 +42,10 @@ SlurmctldLogFile={directory}/slurmctld.log
 SlurmdLogFile={directory}/slurmd.%n.log
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_1} CPUs=4 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_2} CPUs=4 State=UNKNOWN
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -100,7 +103,10 @@ class Slurm:
 
 @contextmanager
 def two_node_slurm(directory: Path) -> Iterator[Slurm]:
-    """A cluster of two nodes of 4 processors each; skipped where its daemons are not installed or we are not root."""
+    """A cluster of two nodes of 4 processors each, whose partition urgent preempts the default one.
+
+    Skipped where its daemons are not installed or we are not root.
+    """
     for tool in TOOLS:
         need(shutil.which(tool) is not None, f"{tool} (apt-get install slurm-wlm munge)")
     need(os.geteuid() == 0, "root, to start Slurm's daemons")

@@ -33,7 +33,8 @@ class Request:
     name: str | None = None
     sweep: str | None = None
     """File with a line of overrides per run."""
-    shards: int = 1
+    shards: int | None = None
+    """score, eval: tasks of the array that share the work; None for 1, and one a model."""
     suite: str | None = None
     offline: str | None = None
     """eval: folder with what the suite needs, for nodes without internet."""
@@ -49,7 +50,8 @@ class Request:
         for key, kind in (("sweep", "train"), ("suite", "eval"), ("offline", "eval"), ("limit", "eval")):
             value = getattr(self, key)
             require(value is None or self.kind == kind, _flag(key), value, f"with --kind {kind} alone")
-        require(self.shards == 1 or self.kind == "score", "--shards", self.shards, "1, or more with --kind score")
+        shared = self.shards is None or self.kind in ("score", "eval")
+        require(shared, "--shards", self.shards, "with --kind score or eval alone")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _train(request: Request, site: Site) -> list[Job]:
     log(f"nodes {nodes} x tasks {tasks} = {topology.world_size} ranks, as the topology has ({topology.describe()})")
     runs = name_runs(configs, lines, name)
     if lines:
-        options |= {"array": f"1-{len(lines)}", "output": _output(site, "%x-%A_%a")}
+        options |= {"array": f"0-{len(lines) - 1}", "output": _output(site, "%x-%A_%a")}
     variables: dict[str, Value] = {
         "config": path,
         "overrides": overrides,
@@ -118,30 +120,37 @@ def _score(request: Request, site: Site) -> Job:
     if nodes * tasks == 1:  # a single task is no launch, and would start the topology's ranks itself
         overrides += ["topology.placement=stored", "topology.policy=1"]
     gpus = _gpus(request, site, tasks, config.topology.share_gpus)
+    shards = request.shards or 1
     options = _options(request.name or f"{Path(path).stem}-score", nodes, tasks, gpus, site)
-    options |= {"time": request.time or site.time, "array": f"1-{request.shards}", "output": _output(site, "%x-%A_%a")}
-    seconds_of(request.time or site.time)
-    log(f"shards of the rows: {request.shards}, each on nodes {nodes} x tasks {tasks}")
-    return Job("score", options, {"config": path, "overrides": overrides, "shards": request.shards})
+    options |= _array(request, shards, site)
+    log(f"shards of the rows: {shards}, each on nodes {nodes} x tasks {tasks}")
+    return Job("score", options, {"config": path, "overrides": overrides, "shards": shards})
 
 
 def _eval(request: Request, site: Site) -> Job:
     gpus = request.gpus_per_node
     if gpus is None:
         gpus = 0 if site.gpus_per_node == 0 else 1
-    options = _options(request.name or f"eval-{request.suite}", 1, 1, gpus, site)
-    models = list(request.words)
-    options |= {"time": request.time or site.time, "array": f"1-{len(models)}", "output": _output(site, "%x-%A_%a")}
-    seconds_of(request.time or site.time)
+    suite, models = request.suite or "", list(request.words)
+    options = _options(request.name or f"eval-{Path(suite).stem}", 1, 1, gpus, site)
+    shards = request.shards or len(models)
+    options |= _array(request, shards, site)
     given = [] if request.offline is None else ["--offline", request.offline]
     given += [] if request.limit is None else ["--limit", str(request.limit)]
     variables: dict[str, Value] = {
         "models": models,
-        "suite": request.suite or "",
-        "out": request.out or f"runs/eval-{request.suite}",
+        "suite": suite,
+        "out": request.out or f"runs/eval/{Path(suite).stem}",
         "options": given,
+        "shards": shards,
     }
     return Job("eval", options, variables)
+
+
+def _array(request: Request, shards: int, site: Site) -> dict[str, str]:
+    time = request.time or site.time
+    seconds_of(time)
+    return {"time": time, "array": f"0-{shards - 1}", "output": _output(site, "%x-%A_%a")}
 
 
 def _compare(runs: Sequence[str], out: str, name: str | None, time: str | None, site: Site) -> Job:
@@ -236,7 +245,7 @@ def name_runs(configs: Sequence[Config], lines: Sequence[list[str]], group: str)
     Raises ConfigError when two lines name one directory.
     """
     runs = []
-    for number, (config, words) in enumerate(zip(configs, lines, strict=False), start=1):
+    for number, (config, words) in enumerate(zip(configs, lines, strict=False)):
         directory = config.output_dir
         if not any(word.startswith("output_dir=") for word in words):
             short = ",".join(_short(word) for word in words)

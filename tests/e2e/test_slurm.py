@@ -220,6 +220,18 @@ def test_a_lost_node(cluster: Cluster, uninterrupted: tuple[Path, str], node: st
 
 
 @pytest.mark.cluster
+def test_a_more_urgent_job_preempts_the_run(cluster: Cluster, uninterrupted: tuple[Path, str]) -> None:
+    job, directory = cluster.train("preempted")
+    cluster.reaches(job, directory, 4)
+    urgent = ("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    assert cluster.slurm.run(*urgent).returncode == 0
+    cluster.again(job, 1)
+    assert list_checkpoints(directory / "checkpoints")
+    assert cluster.over(job) == ["COMPLETED"], cluster.output(job)[-4000:]
+    same_numbers(directory, uninterrupted[0])
+
+
+@pytest.mark.cluster
 def test_no_more_requeues_than_the_site_allows(cluster: Cluster) -> None:
     job, directory = cluster.train("no-budget", site=cluster.site("no-budget", max_requeues=0))
     cluster.reaches(job, directory, 4)
@@ -273,10 +285,10 @@ def sweep(cluster: Cluster) -> tuple[Path, str, str]:
     lines.write_text("train.seed=0\ntrain.seed=1 train.learning_rate=1e-4\n")
     asked = (str(cluster.config), f"output_dir={directory}", "--nodes", "2", "--sweep", str(lines), "--name", "sweep")
     array, compare = cluster.launch(*asked, site=cluster.site())
-    first = directory / "1-seed=0"
+    first = directory / "0-seed=0"
     cluster.reaches(array, first, 4)
-    assert cluster.slurm.run("scancel", "--batch", "--signal=USR1", f"{array}_1").returncode == 0
-    cluster.again(f"{array}_1", 1)
+    assert cluster.slurm.run("scancel", "--batch", "--signal=USR1", f"{array}_0").returncode == 0
+    cluster.again(f"{array}_0", 1)
     assert cluster.records(compare)[0]["JobState"] == "PENDING", "a requeued run is not over"
     assert cluster.over(array) == ["COMPLETED"] * 2, cluster.output(array)[-6000:]
     return directory, array, compare
@@ -287,8 +299,8 @@ def test_a_sweep_has_a_run_per_line(
     cluster: Cluster, sweep: tuple[Path, str, str], uninterrupted: tuple[Path, str]
 ) -> None:
     directory, array, _ = sweep
-    second = directory / "2-seed=1,learning_rate=1e-4"
-    same_numbers(directory / "1-seed=0", uninterrupted[0])
+    second = directory / "1-seed=1,learning_rate=1e-4"
+    same_numbers(directory / "0-seed=0", uninterrupted[0])
     config = yaml.safe_load((second / "config.yaml").read_text())
     assert (config["train"]["seed"], config["train"]["learning_rate"]) == (1, 1e-4)
     assert config["tracking"]["wandb"]["group"] == "sweep"
@@ -328,19 +340,17 @@ def test_a_run_that_did_not_finish_is_left_out_of_the_comparison(
 
 
 @pytest.mark.cluster
-def test_an_array_evaluates_a_model_per_task(cluster: Cluster) -> None:
+def test_the_tasks_of_an_array_share_an_evaluation(cluster: Cluster) -> None:
     script = cluster.root / "asked"
     script.write_text('#!/bin/sh\necho "asked for: $*"\n')
     script.chmod(0o755)
     models = ("one/model", "other/model")
-    asked = (*models, "--kind", "eval", "--suite", "quick", "--out", "results", "--limit", "3")
+    asked = (*models, "--kind", "eval", "--suite", "quick", "--out", "results", "--limit", "3", "--shards", "3")
     (job,) = cluster.launch(*asked, site=cluster.site("asked", python=str(script)))
-    assert cluster.over(job) == ["COMPLETED"] * 2, cluster.output(job)
+    assert cluster.over(job) == ["COMPLETED"] * 3, cluster.output(job)
     said = re.findall(r"asked for: (.*)", cluster.output(job))
-    assert said == [
-        f"-m mrpo_ds eval {model} --suite quick --limit 3 --out results/{number}"
-        for number, model in enumerate(models, start=1)
-    ]
+    words = f"-m mrpo_ds eval {' '.join(models)} --suite quick --out results --limit 3 --shard"
+    assert said == [f"{words} {number}/3" for number in range(3)]
 
 
 def test_what_sbatch_refuses_is_one_line(cluster: Cluster) -> None:

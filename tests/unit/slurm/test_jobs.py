@@ -63,7 +63,7 @@ def test_it_says_that_tasks_and_ranks_agree(capsys: pytest.CaptureFixture[str]) 
         ({"time": "5"}, "time is '5', but the run is told to stop 300 s before its end"),
         ({"time": "soon"}, "time is 'soon'; allowed: a time as sbatch takes it"),
         ({"suite": "quick"}, "--suite is 'quick'; allowed: with --kind eval alone."),
-        ({"shards": 2}, "--shards is 2; allowed: 1, or more with --kind score."),
+        ({"shards": 2}, "--shards is 2; allowed: with --kind score or eval alone."),
         ({"kind": "score", "sweep": "x"}, "--sweep is 'x'; allowed: with --kind train alone."),
         ({"kind": "eval"}, "--suite is None; allowed: the name of a suite"),
         ({"sweep": "none.txt"}, "the sweep file 'none.txt' cannot be read: No such file or directory."),
@@ -99,14 +99,14 @@ def test_a_sweep_is_an_array_and_a_comparison_of_its_runs(tmp_path: Path) -> Non
     ]
     sweep.write_text("\n".join(lines))
     train, compare = jobs(sweep=str(sweep), nodes=2)
-    assert train.options["array"] == "1-3" and train.options["output"] == "runs/slurm/%x-%A_%a.out"
+    assert train.options["array"] == "0-2" and train.options["output"] == "runs/slurm/%x-%A_%a.out"
     group = "tracking.wandb.group=mrpo"
     assert train.variables["sweep"] == [
-        f"train.seed=0 output_dir=runs/mrpo/1-seed=0 {group}",
-        f"train.seed=1 train.learning_rate=1e-6 output_dir=runs/mrpo/2-seed=1,learning_rate=1e-6 {group}",
+        f"train.seed=0 output_dir=runs/mrpo/0-seed=0 {group}",
+        f"train.seed=1 train.learning_rate=1e-6 output_dir=runs/mrpo/1-seed=1,learning_rate=1e-6 {group}",
         f"output_dir=runs/own loss.beta=0.2 {group}",
     ]
-    runs = ["runs/mrpo/1-seed=0", "runs/mrpo/2-seed=1,learning_rate=1e-6", "runs/own"]
+    runs = ["runs/mrpo/0-seed=0", "runs/mrpo/1-seed=1,learning_rate=1e-6", "runs/own"]
     assert compare.kind == "compare" and compare.variables == {"runs": runs, "out": "runs/mrpo/compare"}
     assert compare.options["job-name"] == "mrpo-compare" and "gpus-per-node" not in compare.options
 
@@ -130,7 +130,7 @@ def test_a_sweep_that_could_not_run_is_refused_at_once(tmp_path: Path, text: str
 
 def test_scoring_in_shards() -> None:
     (job,) = jobs(CONFIG, "topology.store=runs/store", kind="score", shards=3, tasks_per_node=2)
-    assert job.options["array"] == "1-3" and job.options["ntasks-per-node"] == job.options["gpus-per-node"] == 2
+    assert job.options["array"] == "0-2" and job.options["ntasks-per-node"] == job.options["gpus-per-node"] == 2
     assert job.variables == {"config": CONFIG, "overrides": ["topology.store=runs/store"], "shards": 3}
 
 
@@ -141,12 +141,13 @@ def test_a_shard_of_one_task_does_not_start_the_ranks_of_the_topology() -> None:
 
 def test_evaluations_of_two_models() -> None:
     (job,) = jobs("runs/a/model", "Org/Model", kind="eval", suite="quick")
-    assert job.options["array"] == "1-2" and job.options["gpus-per-node"] == 1
+    assert job.options["array"] == "0-1" and job.options["gpus-per-node"] == 1
     assert job.variables == {
         "models": ["runs/a/model", "Org/Model"],
         "suite": "quick",
-        "out": "runs/eval-quick",
+        "out": "runs/eval/quick",
         "options": [],
+        "shards": 2,
     }
 
 
