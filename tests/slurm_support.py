@@ -173,7 +173,7 @@ def _start(command: list[str], directory: Path, environment: dict[str, str]) -> 
 def _wait_until_idle(slurm: Slurm) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and all(daemon.poll() is None for daemon in slurm.daemons.values()):
-        states = slurm.run("sinfo", "--noheader", "--Node", "--format=%N %T").stdout.split()
+        states = slurm.run("sinfo", "--noheader", "--partition=all", "--Node", "--format=%N %T").stdout.split()
         if states == ["n1", "idle", "n2", "idle"]:
             return
         time.sleep(0.2)
