@@ -10,6 +10,7 @@ from pathlib import Path
 from mrpo_ds.errors import MrpoError
 
 STORE_HELP = "list the references of a store; verify its files; remove what is damaged or abandoned and merge shards"
+LAUNCH_HELP = "fill a script of launch/slurm from a configuration and the site file, and submit it"
 LET_RANK_0_SPEAK_SECONDS = 5.0
 """All ranks meet the same mistake; a launcher ends everyone as soon as one leaves, so the silent ones wait."""
 
@@ -54,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         if name == "plan":
             _add_plan_options(command)
+        if name == "score":
+            command.add_argument("--shard", metavar="I/N", help="score one of N parts of the rows alone, 0 <= I < N")
         if name in ("plan", "score"):
             continue
         command.add_argument(
@@ -68,7 +71,35 @@ def _parser() -> argparse.ArgumentParser:
     store.add_argument("action", choices=("ls", "verify", "prune"))
     store.add_argument("--dir", metavar="DIR", help="topology.store; without it the store beside the prepared data")
     store.set_defaults(run=_store)
+    _add_launch(commands.add_parser("launch", help=LAUNCH_HELP, description=LAUNCH_HELP))
     return parser
+
+
+def _add_launch(command: argparse.ArgumentParser) -> None:
+    command.add_argument("scheduler", choices=("slurm",))
+    command.add_argument("words", nargs="+", metavar="CONFIG [key=value ...]", help="or models, or runs, see --kind")
+    command.add_argument(
+        "--kind",
+        choices=("train", "score", "eval", "compare"),
+        default="train",
+        help="what the job does; eval takes models and compare run directories instead of a configuration",
+    )
+    command.add_argument("--nodes", type=int, metavar="N", help="nodes of a job (1)")
+    command.add_argument("--tasks-per-node", type=int, metavar="N", help="processes a node; default: ranks / nodes")
+    command.add_argument("--gpus-per-node", type=int, metavar="N", help="default: the site's, else one a task")
+    command.add_argument("--time", metavar="TIME", help="limit as sbatch takes it; default: the site's")
+    command.add_argument("--name", metavar="NAME", help="of the job; default: that of the configuration")
+    command.add_argument("--sweep", metavar="FILE", help="a run per line of overrides, then a comparison of all runs")
+    command.add_argument(
+        "--shards", type=int, metavar="N", help="score, eval: jobs that share the work (1; one a model)"
+    )
+    command.add_argument("--suite", metavar="NAME", help="eval: what to evaluate on")
+    command.add_argument("--offline", metavar="DIR", help="eval: what the suite needs, for nodes without internet")
+    command.add_argument("--limit", type=int, metavar="N", help="eval: questions per task")
+    command.add_argument("--out", metavar="DIR", help="eval, compare: where results go")
+    command.add_argument("--site", default="launch/site.yaml", metavar="FILE", help="the cluster's settings")
+    command.add_argument("--dry-run", action="store_true", help="print the scripts and submit nothing")
+    command.set_defaults(run=_launch)
 
 
 def _add_plan_options(command: argparse.ArgumentParser) -> None:
@@ -126,7 +157,7 @@ def _score(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     from mrpo_ds.run import score
 
-    return score(config, options.config, options.overrides)
+    return score(config, options.config, options.overrides, options.shard)
 
 
 def _store(options: argparse.Namespace) -> int:
@@ -134,3 +165,13 @@ def _store(options: argparse.Namespace) -> int:
     from mrpo_ds.stores import store_root
 
     return run_action(options.action, store_root(options.dir, None))
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from mrpo_ds.console import configure_console
+    from mrpo_ds.slurm.jobs import Request
+    from mrpo_ds.slurm.submit import launch_slurm
+
+    configure_console(True)
+    asked = {name: value for name, value in vars(options).items() if name in Request.__dataclass_fields__}
+    return launch_slurm(Request(**{**asked, "words": tuple(options.words)}), options.site, options.dry_run)

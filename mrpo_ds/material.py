@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -14,6 +14,7 @@ from mrpo_ds.data.accounts import FitReport
 from mrpo_ds.data.batching import Layout
 from mrpo_ds.data.encodings import SplitEncodings
 from mrpo_ds.data.identity import renderer_key
+from mrpo_ds.data.lazy import Lazy
 from mrpo_ds.data.micro import PolicyBatcher
 from mrpo_ds.data.plan import MISMATCHED, Batches, Splits, eval_batches, train_batches
 from mrpo_ds.data.prepare import Prepared, Watch, prepare_encodings, prepare_mismatched, prepare_split
@@ -31,6 +32,7 @@ from mrpo_ds.models import (
 from mrpo_ds.types import Example, Needs
 
 POLICY = "policy"
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,25 @@ class Material:
     """By 'policy' or reference name."""
     needs: Needs
     """What the objective asks for."""
+
+    def share(self, number: int, count: int) -> "Material":
+        """Part number (from 0) of count parts of the rows of every split, each as long as the others or a row longer.
+
+        Raises ConfigError when there are more parts than training rows.
+        """
+        rows = len(self.splits["train"])
+        require(count <= rows, "--shard", f"{number}/{count}", f"at most {rows} parts, as many as training rows")
+
+        def part(items: Sequence[Item]) -> Sequence[Item]:
+            begin, end = (len(items) * place // count for place in (number, number + 1))
+            return Lazy(end - begin, lambda index: items[begin + index])
+
+        speakers = {
+            name: replace(one, encodings={split: part(ids) for split, ids in one.encodings.items()})
+            for name, one in self.speakers.items()
+        }
+        splits = {split: part(examples) for split, examples in self.splits.items()}
+        return replace(self, splits=splits, speakers=speakers)
 
     def identity(self) -> dict[str, str]:
         """What must be the same on every host: name -> a digest."""

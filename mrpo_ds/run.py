@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -44,8 +45,12 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
     return _run_process(config, launch, resume)
 
 
-def score(config: Config, config_path: str, overrides: list[str]) -> int:
-    """The score command, inside a launcher (any number of processes) or outside. Returns the exit code."""
+def score(config: Config, config_path: str, overrides: list[str], shard: str | None) -> int:
+    """The score command, inside a launcher (any number of processes) or outside. Returns the exit code.
+
+    shard: "I/N" for part I of N of the rows alone, 0 <= I < N; other processes fill the store with the others.
+    """
+    part = None if shard is None else _read_shard(shard)
     announce_cpu()
     launch = read_launch(os.environ)
     configure_console(launch is None or launch.rank == 0)
@@ -53,14 +58,21 @@ def score(config: Config, config_path: str, overrides: list[str]) -> int:
     if launch is None:
         check_models(config)
         prepare(config)
-        return _start_ranks(config, ["score", config_path, *overrides])
+        return _start_ranks(config, ["score", config_path, *overrides, *([] if shard is None else ["--shard", shard])])
     # Every process takes a share of every reference's rows, so all of them are one role.
     topology = replace(config.topology, policy=launch.world_size, placement="stored", store_missing="score")
-    return _run_process(replace(config, topology=topology), launch, None)
+    return _run_process(replace(config, topology=topology), launch, None, part)
 
 
-def _run_process(config: Config, launch: Launch, resume: str | None) -> int:
-    """One rank of a run; resume is None for the score command, which has no checkpoints."""
+def _read_shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    require(number < count, "--shard", text, "I/N with 0 <= I < N, such as 0/4")
+    return number, count
+
+
+def _run_process(config: Config, launch: Launch, resume: str | None, part: tuple[int, int] | None = None) -> int:
+    """One rank of a run; resume is None for the score command, which has no checkpoints. part: see Material.share."""
     timeout = config.topology.timeout_seconds
     topology = build_topology(config)
     rendezvous = open_rendezvous(launch, timeout, config.topology.interface)
@@ -80,6 +92,8 @@ def _run_process(config: Config, launch: Launch, resume: str | None) -> int:
         # Before the worlds: a node that has to prepare its data for hours keeps nobody waiting in a collective.
         material = prepare(config, only=_reads_for(config, topology.role_of(launch.rank)))
         _agree_on_data(material, topology, rendezvous)
+        if part is not None:
+            material = material.share(*part)
         world = split(topology, rendezvous, config.topology.share_gpus)
         _run_role(material, world, checkpoint, heartbeat, scores=resume is None)
         leave()

@@ -6,13 +6,16 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from tests.support import ROOT, free_port, need
 
 TOOLS = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "scancel", "sinfo")
+NODES = ("n1", "n2")
 START_SECONDS = 60.0
 CONFIGURATION = """
 ClusterName=test
@@ -39,7 +42,10 @@ SlurmctldLogFile={directory}/slurmctld.log
 SlurmdLogFile={directory}/slurmd.%n.log
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_1} CPUs=4 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_2} CPUs=4 State=UNKNOWN
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -49,6 +55,35 @@ class Slurm:
 
     directory: Path
     environment: dict[str, str]
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """munged, slurmctld, and each node's slurmd under the node's name."""
+
+    def lose(self, node: str) -> None:
+        """Kill a node's slurmd and all of its jobs' processes, as when its power goes, and tell the controller.
+
+        By itself the controller would notice after SlurmdTimeout, five minutes.
+        """
+        doomed = [psutil.Process(self.daemons[node].pid)]
+        for process in psutil.process_iter():
+            try:
+                of = process.environ()
+                if of.get("SLURMD_NODENAME") == node and of.get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                    doomed += [process, *(one for one in process.parents() if one.name().startswith("slurmstepd"))]
+            except psutil.Error:  # gone meanwhile
+                continue
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.daemons[node].wait(10)
+        done = self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+        assert done.returncode == 0, done.stderr
+
+    def restore(self, node: str) -> None:
+        """Bring a lost node back."""
+        command = _slurmd(self.directory / "slurm.conf", node)
+        self.daemons[node] = _start(command, self.directory, self.environment)
+        done = self.run("scontrol", "update", f"nodename={node}", "state=resume")
+        assert done.returncode == 0, done.stderr
 
     def run(self, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a Slurm command, or anything else, against this cluster."""
@@ -68,7 +103,10 @@ class Slurm:
 
 @contextmanager
 def two_node_slurm(directory: Path) -> Iterator[Slurm]:
-    """A cluster of two nodes of 4 processors each; skipped where its daemons are not installed or we are not root."""
+    """A cluster of two nodes of 4 processors each, whose partition urgent preempts the default one.
+
+    Skipped where its daemons are not installed or we are not root.
+    """
     for tool in TOOLS:
         need(shutil.which(tool) is not None, f"{tool} (apt-get install slurm-wlm munge)")
     need(os.geteuid() == 0, "root, to start Slurm's daemons")
@@ -77,16 +115,17 @@ def two_node_slurm(directory: Path) -> Iterator[Slurm]:
     for name in [name for name in environment if name.startswith(("SLURM_", "SBATCH_")) and name != "SLURM_CONF"]:
         del environment[name]
     slurm = Slurm(directory, environment)
-    daemons: list[subprocess.Popen[bytes]] = []
+    commands = {"munged": _munged(directory), "slurmctld": _slurmctld(configuration)}
+    commands |= {node: _slurmd(configuration, node) for node in NODES}
     try:
-        for command in (_munged(directory), _slurmctld(configuration), *_slurmds(configuration)):
-            daemons.append(_start(command, directory, environment))
-        _wait_until_idle(slurm, daemons)
+        for name, command in commands.items():
+            slurm.daemons[name] = _start(command, directory, environment)
+        _wait_until_idle(slurm)
         yield slurm
     finally:
-        if len(daemons) > 1:
+        if "slurmctld" in slurm.daemons:
             slurm.run("scancel", "--user=root", "--signal=KILL")
-        _stop(daemons)
+        _stop(list(slurm.daemons.values()))
 
 
 def _prepare(directory: Path) -> Path:
@@ -117,8 +156,8 @@ def _slurmctld(configuration: Path) -> list[str]:
     return ["slurmctld", "-D", "-c", "-f", str(configuration)]
 
 
-def _slurmds(configuration: Path) -> list[list[str]]:
-    return [["slurmd", "-D", "-f", str(configuration), "-N", node] for node in ("n1", "n2")]
+def _slurmd(configuration: Path, node: str) -> list[str]:
+    return ["slurmd", "-D", "-f", str(configuration), "-N", node]
 
 
 def _start(command: list[str], directory: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -131,10 +170,10 @@ def _start(command: list[str], directory: Path, environment: dict[str, str]) -> 
     return process
 
 
-def _wait_until_idle(slurm: Slurm, daemons: list[subprocess.Popen[bytes]]) -> None:
+def _wait_until_idle(slurm: Slurm) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and all(daemon.poll() is None for daemon in daemons):
-        states = slurm.run("sinfo", "--noheader", "--Node", "--format=%N %T").stdout.split()
+    while time.monotonic() < deadline and all(daemon.poll() is None for daemon in slurm.daemons.values()):
+        states = slurm.run("sinfo", "--noheader", "--partition=all", "--Node", "--format=%N %T").stdout.split()
         if states == ["n1", "idle", "n2", "idle"]:
             return
         time.sleep(0.2)

@@ -1,5 +1,6 @@
 """One run under every launcher: the numbers are the same to the last bit."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,16 @@ from typing import Any
 import pytest
 
 from tests.slurm_support import two_node_slurm
-from tests.support import base_config, command, free_port, mrpo_ds, read_metrics, without_clock, write_config
+from tests.support import (
+    ROOT,
+    base_config,
+    command_environment,
+    free_port,
+    mrpo_ds,
+    read_metrics,
+    without_clock,
+    write_config,
+)
 
 RANKS = 4
 """Two of the policy, one of each reference."""
@@ -29,14 +39,26 @@ def without_launcher(config: Path, output: str) -> tuple[int, str]:
 
 
 def deepspeed(config: Path, output: str) -> tuple[int, str]:
-    launcher = ["-m", "deepspeed.launcher.runner", "--num_gpus", str(RANKS), "--master_port", str(free_port())]
-    done = command([*launcher, "--module", "mrpo_ds", "train", str(config), output])
-    return done.returncode, done.stderr
+    return script("deepspeed_one_node.sh", config, output)
 
 
 def torchrun(config: Path, output: str) -> tuple[int, str]:
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(RANKS), "--master_port", str(free_port())]
-    done = command([*launcher, "-m", "mrpo_ds", "train", str(config), output])
+    return script("torchrun.sh", config, output)
+
+
+def script(name: str, config: Path, output: str) -> tuple[int, str]:
+    """One of launch/, on this machine."""
+    environment = command_environment(PYTHON=sys.executable, RANKS=str(RANKS))
+    environment["MASTER_PORT"] = str(free_port())
+    done = subprocess.run(
+        [ROOT / "launch" / name, str(config), output],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     return done.returncode, done.stderr
 
 

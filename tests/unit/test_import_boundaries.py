@@ -69,7 +69,8 @@ MAY_IMPORT = {
     "session": "errors console",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
     "demo": "errors accelerator console",
-    "cli": "errors accelerator config console reference stores check plan run",
+    "slurm": "errors manifest config config.schema distributed.topology console",
+    "cli": "errors accelerator config console reference stores check plan run slurm",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mrpo_ds.cli import main
 from mrpo_ds.config.load import load_config
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.material import Material, prepare
@@ -64,3 +65,27 @@ def test_the_identity_is_that_of_rows_and_tokenizers(root: Path) -> None:
     assert {name for name in ours if ours[name] != other[name]} == cut
     longer = material(root, {"name": "dpo"}, score_turns="all").identity()
     assert {name for name in ours if ours[name] != longer[name]} == {name for name in ours if "token ids" in name}
+
+
+def test_the_shares_of_the_rows_are_all_rows_once(root: Path) -> None:
+    whole = material(root, {"name": "dpo"})
+    shares = [whole.share(number, 3) for number in range(3)]
+    for split, count in (("train", 40), ("eval", 10)):
+        parts = [[example.source for example in share.splits[split]] for share in shares]
+        assert [len(part) for part in parts] == ([13, 13, 14] if count == 40 else [3, 3, 4])
+        assert [source for part in parts for source in part] == [one.source for one in whole.splits[split]]
+        for name, speaker in whole.speakers.items():
+            ids = [row for share in shares for row in share.speakers[name].encodings[split]]
+            assert ids == list(speaker.encodings[split])
+
+
+def test_more_shares_than_training_rows(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--shard is '2/41'; allowed: at most 40 parts, as many as training rows."):
+        material(root, {"name": "dpo"}).share(2, 41)
+
+
+@pytest.mark.parametrize("shard", ["3/3", "4/3", "1", "1/0", "a/b", "1/2/3", "-1/3"])
+def test_what_is_no_shard(root: Path, shard: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(root / "shard.yaml", base_config(root, references=1))
+    assert main(["score", str(path), f"--shard={shard}"]) == 2
+    assert f"--shard is '{shard}'; allowed: I/N with 0 <= I < N, such as 0/4." in capsys.readouterr().err
