@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "export": "errors manifest",
     "preflight": "errors types data models",
     "shards": "manifest",
-    "engine": "errors types config config.schema models shards",
+    "partitions": "shards",
+    "engine": "errors types config config.schema models shards partitions",
     "checkpoint": "errors memory manifest distributed console shards engine",
     "metrics": "errors types ops data distributed",
     "objective": "types ops losses config.schema data distributed reference",
@@ -69,7 +70,8 @@ MAY_IMPORT = {
     "session": "errors console",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
     "demo": "errors accelerator console",
-    "cli": "errors accelerator config console reference stores check plan run",
+    "topology_picture": "errors config.schema distributed.placement distributed.topology manifest plots",
+    "cli": "errors accelerator config console reference stores check plan run topology_picture",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -78,9 +80,9 @@ KNOWN_CYCLE = ("tracking", "plots")
 # Third-party package -> the units that may import it, at the top of a file or anywhere in it.
 ONLY_IN = {
     "torch.distributed": "distributed",
-    "deepspeed": "engine",
+    "deepspeed": "engine partitions",
     "wandb": "tracking",
-    "matplotlib": "plots",
+    "matplotlib": "plots topology_picture",
     "numpy": "plots",
     "tqdm": "console",
     "omegaconf": "config",
@@ -93,8 +95,8 @@ ONLY_IN = {
     "pyarrow": "data reference",
     "jinja2": "data",
     "torch": "accelerator flops peaks memory activations material types ops losses data distributed reference models "
-    "stores export preflight shards engine checkpoint metrics objective evaluation failures check train dry_run roles "
-    "demo plan plan.probe",
+    "stores export preflight shards partitions engine checkpoint metrics objective evaluation failures check train "
+    "dry_run roles demo plan plan.probe",
 }
 
 
