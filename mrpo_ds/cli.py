@@ -106,12 +106,13 @@ def _check(options: argparse.Namespace) -> int:
     from mrpo_ds.config.load import load_config
 
     config = load_config(options.config, options.overrides)
-    if options.topology or options.nodes or options.gpus_per_node or options.png:
+    drawing = (options.nodes, options.gpus_per_node, options.png)
+    if options.topology or any(option is not None for option in drawing):
         from mrpo_ds.topology_picture import draw_topology
 
         require(options.topology, "--topology", False, "to be given with --nodes, --gpus-per-node and --png")
         require(options.html is None, "--html", options.html, "without --topology, which reads no data")
-        draw_topology(config, options.nodes, options.gpus_per_node, options.png)
+        draw_topology(config, *drawing)
         return 0
     from mrpo_ds.accelerator import announce_cpu
     from mrpo_ds.check import check_run

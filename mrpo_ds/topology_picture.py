@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from mrpo_ds.config.schema import Config
@@ -22,6 +23,8 @@ MOST_ROWS = 64
 """Of a picture; nodes that are alike share a row, so more would be a strange cluster."""
 CELL_WIDTH, CELL_HEIGHT, HEAD_HEIGHT, NOTE_HEIGHT = 1.35, 0.62, 1.0, 0.24
 """Inches."""
+LONGEST_LINE = 16
+"""Letters of a role's name before it is broken."""
 FEWEST_COLUMNS = 5
 """So many cells wide is the picture at least, for what is written below."""
 
@@ -114,7 +117,7 @@ def draw_png(seats: Seats, path: Path) -> None:
     rows, notes = list(_rows(seats)), _notes(seats)
     require(len(rows) <= MOST_ROWS, "rows of the picture", len(rows), f"<= {MOST_ROWS}", "Take the text without --png.")
     left = 0.1 * max(len(row.name) for row in rows) + 0.3
-    width = left + CELL_WIDTH * max(seats.gpus, FEWEST_COLUMNS)
+    width = left + CELL_WIDTH * max(seats.gpus, FEWEST_COLUMNS) + 0.1
     below = HEAD_HEIGHT + CELL_HEIGHT * len(rows) + 0.3
     height = below + NOTE_HEIGHT * len(notes)
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH)
@@ -157,7 +160,8 @@ def _draw_cell(axes: "Axes", x: float, y: float, text: str, colour: str | None) 
         linewidth=2.2 if lead else 1.0,
     )
     axes.add_patch(box)
-    words = text.replace(" + ", "\n") if "+" in text else text.replace(" ", "\n", 1)
+    name, _, rank = text.partition(" ")
+    words = text.replace(" + ", "\n") if "+" in text else "\n".join([*wrap(name, LONGEST_LINE), rank])
     longest = max(map(len, words.split("\n")))
     axes.text(
         x + CELL_WIDTH / 2,
@@ -167,8 +171,8 @@ def _draw_cell(axes: "Axes", x: float, y: float, text: str, colour: str | None) 
         va="center",
         color="white" if colour else "#999999",
         weight="bold" if lead else "normal",
-        fontsize=min(9.0, 120.0 / longest),
-        linespacing=1.25,
+        fontsize=min(9.0, 130.0 / longest),
+        linespacing=1.2,
     )
 
 
