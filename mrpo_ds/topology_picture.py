@@ -194,7 +194,10 @@ def _title(seats: Seats) -> str:
 
 def _rows(seats: Seats) -> Iterator[_Row]:
     """The nodes; those in a row with nothing but ranks of one role, none of them its leader, share one."""
-    cells = [_cells(seats, node) for node in range(seats.count)]
+    ranks: list[list[int]] = [[] for _ in range(seats.count)]
+    for rank, name in enumerate(seats.nodes):
+        ranks[int(name)].append(rank)
+    cells = [_cells(seats, here) for here in ranks]
 
     def alike(node: int) -> tuple[str, int]:
         roles = {role for role, _ in cells[node]}
@@ -212,9 +215,8 @@ def _rows(seats: Seats) -> Iterator[_Row]:
         yield _Row(f"nodes {first}-{last}", joined)
 
 
-def _cells(seats: Seats, node: int) -> list[tuple[str, str]]:
-    """(role, what to write) of each GPU of a node; the role is that of the first of several ranks."""
-    here = [rank for rank, name in enumerate(seats.nodes) if name == str(node)]
+def _cells(seats: Seats, here: list[int]) -> list[tuple[str, str]]:
+    """(role, what to write) of each GPU of a node with these ranks; the role is that of the first of several ranks."""
     found = []
     for gpu in range(seats.gpus):
         ranks = here[gpu :: seats.gpus]  # several with topology.share_gpus

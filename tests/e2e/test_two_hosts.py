@@ -1,4 +1,4 @@
-"""The deepspeed launcher over two hosts: the policy on one, a reference on the other; then their cable is pulled out."""
+"""The deepspeed launcher over two hosts: policy on one, reference on the other; then the cable is pulled out."""
 
 import time
 from collections.abc import Iterator

@@ -56,7 +56,7 @@ def test_every_rank_sits_somewhere_and_every_role_has_one_leader(policy: int, si
 def test_thousands_of_nodes_are_a_few_rows() -> None:
     lines = draw_text(seat(config_of(8192, [64, 64]), None, 8))
     assert len(lines) < 16
-    assert any(line.startswith("nodes 1-1023  policy 8..8184") for line in lines)
+    assert any(re.match(r"nodes 1-1023 +policy 8\.\.8184 ", line) for line in lines)
 
 
 def test_shared_gpus_hold_several_ranks() -> None:
@@ -123,6 +123,6 @@ def test_the_command_reads_no_data_and_prints_the_drawing(capsys: pytest.Capture
 def test_options_that_make_no_sense_are_one_line(
     capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
-    assert main(["check", QUICKSTART, *options]) == 2
+    assert main(["check", QUICKSTART, "topology.share_gpus=false", *options]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
