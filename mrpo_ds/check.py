@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mrpo_ds.checkpoint import check_resume
-from mrpo_ds.config.ds_config import check_partitions, check_restorable, read_ds_config
+from mrpo_ds.config.ds_config import check_partitions, check_restorable, read_ds_config, stage_of
 from mrpo_ds.config.schema import Config
 from mrpo_ds.console import log
 from mrpo_ds.data.order import steps_per_epoch, total_steps
@@ -20,6 +20,13 @@ from mrpo_ds.reference.stored import refuse_missing, survey_of
 from mrpo_ds.report.page import check_page_path, write_page
 from mrpo_ds.report.text import check_fits, log_data_report
 from mrpo_ds.stores import store_of
+
+WHOLE = {
+    1: (4, "4 bytes each for weights and gradients, whole on a rank, 12 for AdamW"),
+    2: (2, "2 bytes each for weights, whole on a rank, 14 for gradients and AdamW"),
+    3: (0, "16 bytes each for weights, gradients and AdamW"),
+}
+"""ZeRO stage -> bytes per parameter that are whole on every rank, and what the 16 consist of."""
 
 
 def check_run(config: Config, resume: str = "none", show_example: bool = False, page: Path | None = None) -> Material:
@@ -47,7 +54,7 @@ def check_run(config: Config, resume: str = "none", show_example: bool = False, 
         write_page(material, page)
         log(f"data report: {page}")
     check_fits(material, {name: _most_tokens(model_config) for name, model_config in model_configs.items()})
-    _report_run(config, material, model_configs)
+    _report_run(config, material, model_configs, stage_of(sharding))
     _check_store(config, material)
     return material
 
@@ -97,7 +104,7 @@ def _most_tokens(model_config: Any) -> int | None:
     return None if limit is None else int(limit)
 
 
-def _report_run(config: Config, material: Material, model_configs: dict[str, Any]) -> None:
+def _report_run(config: Config, material: Material, model_configs: dict[str, Any], stage: int) -> None:
     topology = build_topology(config)
     log(f"roles: {topology.describe()} ({config.topology.placement}, {topology.world_size} processes)")
     rows = len(material.splits["train"])
@@ -110,8 +117,9 @@ def _report_run(config: Config, material: Material, model_configs: dict[str, Any
     for name, model in _models(config):
         parameters = num_parameters(model_configs[name], model.trust_remote_code)
         if name == POLICY:
-            share = 16 * parameters / config.topology.policy / 2**30
-            detail = f"16 bytes each for weights, gradients and AdamW / {config.topology.policy} ranks"
+            whole, what = WHOLE[stage]
+            share = (whole + (16 - whole) / config.topology.policy) * parameters / 2**30
+            detail = f"{what} / {config.topology.policy} ranks"
         else:
             ranks = _sharding_ranks(config, name)
             share = (4 if model.dtype == "fp32" else 2) * parameters / ranks / 2**30

@@ -22,7 +22,7 @@ from mrpo_ds.distributed.collectives import barrier, everywhere, gather_objects
 from mrpo_ds.errors import CheckpointError, ConfigError
 from mrpo_ds.manifest import attempt, damage, write_atomic, write_through
 from mrpo_ds.memory import available_bytes
-from mrpo_ds.shards import Shapes, Shards, ShardWriter, file_name, shard_sizes
+from mrpo_ds.shards import Cut, Shapes, Shards, ShardWriter, file_name, shard_sizes
 
 if TYPE_CHECKING:  # the check command finds checkpoints without waiting for deepspeed to be imported
     import torch
@@ -31,8 +31,8 @@ if TYPE_CHECKING:  # the check command finds checkpoints without waiting for dee
 
 TAG = "policy"
 STATE_FILE = "state.json"
-FORMAT = 2
-"""1 had DeepSpeed's own files, which were pickles."""
+FORMAT, END_TO_END_FORMAT = 2, 3
+"""1 had DeepSpeed's own files, which were pickles. 3 is 2 with parameters that were cut end to end."""
 MOST_OF_MEMORY = 0.8
 """Of a host's free memory, what the copies of its ranks may take."""
 Settings = dict[str, Any]
@@ -117,17 +117,18 @@ class Checkpoints:
         started = time.perf_counter()
         final = self.directory / f"step-{state.step:08d}"
         beside = self.directory / f".{final.name}.partial"
-        shapes, steps, size = engine.shapes(), engine.optimizer_steps(), _world_size()
-        sizes = shard_sizes(shapes, steps > 0, size, _rank())
+        shapes, steps, cut = engine.shapes(), engine.optimizer_steps(), engine.cut()
+        sizes = shard_sizes(shapes, steps > 0, cut, _rank())
         problem = self._on_main(lambda: _make_empty(beside))
         if problem:
             self._give_up(final, beside, problem)
             return
-        writer = ShardWriter(beside / TAG / file_name(_rank(), size), sizes)
+        writer = ShardWriter(beside / TAG / file_name(_rank(), cut.ranks), sizes)
         in_background = self.background and self._has_room(4 * sum(sizes.values()))
         write = writer.write_in_background if in_background else writer.write
         write(engine.local_state())
-        record = {"format": FORMAT, **asdict(state), "world_size": size, "optimizer_steps": steps, "parameters": shapes}
+        layout = FORMAT if cut.end_to_end is None else END_TO_END_FORMAT
+        record = {"format": layout, **cut.as_record(), **asdict(state), "optimizer_steps": steps, "parameters": shapes}
         held = time.perf_counter() - started
         self._pending = _Pending(final, beside, record | {"settings": self.settings}, writer, engine.device, held)
         if not in_background:
@@ -217,7 +218,7 @@ class Checkpoints:
                 f"{path} was written by a model with other parameters: {'; '.join(changes[:3])}. Set model.path to the "
                 "model that it was written with, or start a new output_dir."
             )
-        with Shards(path / TAG, record["world_size"], shapes, _world_size(), _rank()) as shards:
+        with Shards(path / TAG, Cut.from_record(record), shapes, engine.cut(), _rank()) as shards:
             engine.restore(shards.read, record["optimizer_steps"])
         if path.resolve().parent == self.directory.resolve():
             self.newest = record["step"]
@@ -331,10 +332,10 @@ def read_state(path: Path) -> dict[str, Any]:
 def _check_format(path: Path) -> None:
     """Raise ConfigError when a checkpoint is whole, but none that this version reads."""
     written = read_state(path).get("format", 1)
-    if written != FORMAT:
+    if written not in (FORMAT, END_TO_END_FORMAT):
         raise ConfigError(
-            f"{path} is a checkpoint of format {written}, and this version reads format {FORMAT}; go on with the "
-            "version of mrpo-ds that wrote it, or start a new output_dir."
+            f"{path} is a checkpoint of format {written}, and this version reads formats {FORMAT} and "
+            f"{END_TO_END_FORMAT}; go on with the version of mrpo-ds that wrote it, or start a new output_dir."
         )
 
 
@@ -380,10 +381,6 @@ def _refuse_used(run_dir: Path) -> None:
             f"output_dir is {str(run_dir)!r}, which is already used; choose a new one, empty it, or continue that "
             "run with --resume auto."
         )
-
-
-def _world_size() -> int:
-    return int(os.environ["WORLD_SIZE"])
 
 
 def _rank() -> int:

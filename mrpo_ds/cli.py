@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mrpo_ds.errors import MrpoError
+from mrpo_ds.errors import MrpoError, require
 
 STORE_HELP = "list the references of a store; verify its files; remove what is damaged or abandoned and merge shards"
 LAUNCH_HELP = "fill a script of launch/slurm from a configuration and the site file, and submit it"
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "check":
             command.add_argument("--html", metavar="FILE", help="write the data report as one page for a browser")
+            _add_topology_options(command)
     store = commands.add_parser("store", help=STORE_HELP, description=STORE_HELP)
     store.add_argument("action", choices=("ls", "verify", "prune"))
     store.add_argument("--dir", metavar="DIR", help="topology.store; without it the store beside the prepared data")
@@ -111,6 +112,17 @@ def _add_plan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gpus", type=int, metavar="N", help="place the roles on N devices, not on all there are")
 
 
+def _add_topology_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--topology", action="store_true", help="only draw which role sits on which GPU; reads no data"
+    )
+    command.add_argument(
+        "--nodes", type=int, metavar="N", help="with --topology: so many nodes, not as many as it takes"
+    )
+    command.add_argument("--gpus-per-node", type=int, metavar="G", help="with --topology: so many GPUs on each node")
+    command.add_argument("--png", metavar="FILE", help="with --topology: draw it into this file too")
+
+
 def _train(options: argparse.Namespace) -> int:
     from mrpo_ds.config.load import load_config
 
@@ -125,6 +137,14 @@ def _check(options: argparse.Namespace) -> int:
     from mrpo_ds.config.load import load_config
 
     config = load_config(options.config, options.overrides)
+    drawing = (options.nodes, options.gpus_per_node, options.png)
+    if options.topology or any(option is not None for option in drawing):
+        from mrpo_ds.topology_picture import draw_topology
+
+        require(options.topology, "--topology", False, "to be given with --nodes, --gpus-per-node and --png")
+        require(options.html is None, "--html", options.html, "without --topology, which reads no data")
+        draw_topology(config, *drawing)
+        return 0
     from mrpo_ds.accelerator import announce_cpu
     from mrpo_ds.check import check_run
     from mrpo_ds.console import configure_console, log

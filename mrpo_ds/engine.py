@@ -1,4 +1,4 @@
-"""The only importer of deepspeed: a trained policy and frozen references, sharded with ZeRO-3."""
+"""A trained policy, sharded with ZeRO-1, 2 or 3, and frozen references. deepspeed is only imported here and below."""
 
 import math
 import os
@@ -8,19 +8,14 @@ from typing import Any, Protocol
 import deepspeed
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from deepspeed.utils import (
-    safe_get_local_fp32_param,
-    safe_get_local_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from torch import Tensor, nn
 
-from mrpo_ds.config.ds_config import frozen_ds_config, training_ds_config, uses_cpu_optimizer
+from mrpo_ds.config.ds_config import frozen_ds_config, stage_of, training_ds_config, uses_cpu_optimizer
 from mrpo_ds.config.schema import OptimizationConfig
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.models import SequenceScorer, score
-from mrpo_ds.shards import MOMENTS, WEIGHT, Shapes, Tensors, share
+from mrpo_ds.partitions import partitions_of
+from mrpo_ds.shards import MOMENTS, WEIGHT, Cut, Shapes, Tensors
 from mrpo_ds.types import SequenceBatch
 
 # On CPUs DeepSpeed would first compile a shared-memory all-reduce that only its inference engine calls: a minute lost,
@@ -57,6 +52,9 @@ class Restorable(Protocol):
     def shapes(self) -> Shapes:
         """The trainable parameters, the same on every rank."""
 
+    def cut(self) -> Cut:
+        """How the parameters are cut over the ranks."""
+
     def optimizer_steps(self) -> int:
         """Steps that the optimizer counts for its bias correction."""
 
@@ -72,15 +70,17 @@ class PolicyEngine(Engine, Restorable, Protocol):
 
 
 class DeepSpeedEngine:
-    """The policy under ZeRO-3. Gradients are averaged over ranks: scale the loss by the number of ranks."""
+    """The policy under ZeRO. Gradients are averaged over ranks: scale the loss by the number of ranks."""
 
     def __init__(
         self, scorer: SequenceScorer, sharding: dict[str, Any], config: OptimizationConfig, device: torch.device
     ) -> None:
-        self._ranks, self._rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+        ranks, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
         bf16 = scorer.head.weight.dtype == torch.bfloat16
-        ds_config = training_ds_config(sharding, self._ranks, config.max_grad_norm, bf16)
-        _shard(scorer, ds_config, device)
+        ds_config = training_ds_config(sharding, ranks, config.max_grad_norm, bf16)
+        deepspeed.init_distributed()  # adopts the default group of this role's world
+        if stage_of(sharding) == 3:
+            _shard(scorer, ds_config, device)
         parameters = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
         self.scorer = scorer
         self.device = device
@@ -90,6 +90,7 @@ class DeepSpeedEngine:
             config=ds_config,
             dist_init_required=False,
         )
+        self._partitions = partitions_of(self._engine.optimizer, self.shapes(), ranks, rank)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """See Engine."""
@@ -117,35 +118,36 @@ class DeepSpeedEngine:
 
     def clear(self) -> None:
         """See Engine."""
-        optimizer = self._engine.optimizer
-        optimizer.zero_grad()  # the next backward overwrites the partitions where the last one added to them
-        optimizer.grad_partitions_flat_buffer.zero_()  # but not those of parameters that it does not reach
+        self._partitions.clear()
 
     def room_for_step(self) -> tuple[list[Tensor], list[Tensor]]:
         """What only a step makes, as tensors of these sizes on these devices.
 
-        First AdamW's moments, which stay, unless a step has made them; then the flat copy of the gradient of one group,
-        which it makes group by group where the optimizer is on the device.
+        First AdamW's moments, which stay, unless a step has made them; then its flat copy of the gradient, if it makes
+        one.
         """
-        sharded = self._engine.optimizer
-        flats: list[Tensor] = sharded.fp32_partitioned_groups_flat
+        flats = self._partitions.flats
         moments = [] if self.optimizer_steps() else [flat for flat in flats for _ in MOMENTS]
-        on_cpu = isinstance(sharded.optimizer, DeepSpeedCPUAdam)
-        return moments, [] if on_cpu else [max(flats, key=torch.Tensor.numel)]
+        return moments, self._partitions.gradient_copy()
 
     def shapes(self) -> Shapes:
         """See Restorable."""
         return {name: full_shape(parameter) for name, parameter in self._trainable()}
 
+    def cut(self) -> Cut:
+        """See Restorable."""
+        return self._partitions.cut()
+
     def check_shares(self) -> None:
         """Raise ConfigError when the parameters are not cut in the way that checkpoints know."""
+        mine = self.cut().shares(self.shapes(), int(os.environ["RANK"]))
         for name, parameter in self._trainable():
-            held, expected = parameter.ds_tensor.numel(), -(-parameter.ds_numel // self._ranks)
+            held, expected = self._partitions.held(name, parameter), mine[name]
             if held != expected:
                 raise ConfigError(
-                    f"deepspeed: a rank holds {held} elements of {name}, where a checkpoint needs {expected}, its "
-                    f"{parameter.ds_numel} elements cut over {self._ranks} ranks; allowed: plain ZeRO-3 sharding over "
-                    "all policy ranks, or checkpoint.every_steps=0."
+                    f"deepspeed: a rank holds {len(held)} elements of {name} from {held.start} on, where a checkpoint "
+                    f"needs {len(expected)} from {expected.start} on; allowed: plain ZeRO sharding over all policy "
+                    "ranks, or checkpoint.every_steps=0."
                 )
 
     def optimizer_steps(self) -> int:
@@ -154,42 +156,29 @@ class DeepSpeedEngine:
 
     def local_state(self) -> Tensors:
         """See Restorable."""
-        mine = {name: len(share(parameter.ds_numel, self._ranks, self._rank)) for name, parameter in self._trainable()}
-        for name, parameter in self._trainable():
-            yield f"{WEIGHT}/{name}", safe_get_local_fp32_param(parameter)[: mine[name]]
-        for kind in MOMENTS if self.optimizer_steps() else ():
+        for kind in (WEIGHT, *MOMENTS) if self.optimizer_steps() else (WEIGHT,):
             for name, parameter in self._trainable():
-                yield f"{kind}/{name}", safe_get_local_optimizer_state(parameter, kind)[: mine[name]]
+                yield f"{kind}/{name}", self._partitions.get(name, parameter, kind)
 
     @torch.no_grad()
     def restore(self, read: Callable[[str, str], Tensor], optimizer_steps: int) -> None:
         """See Restorable."""
-        sharded = self._engine.optimizer
-        sharded.checkpoint_event_prologue()  # small parameters that every rank keeps whole are let go
+        self._partitions.begin()
         if optimizer_steps:
             self._make_moments(optimizer_steps)
         for name, parameter in self._trainable():
-
-            def padded(kind: str, name: str = name, numel: int = parameter.ds_tensor.numel()) -> Tensor:
-                values = read(kind, name)
-                return nn.functional.pad(values, (0, numel - values.numel()))
-
-            weight = padded(WEIGHT)
-            safe_set_local_fp32_param(parameter, weight)
-            parameter.ds_tensor.copy_(weight)  # what the forward reads, in the model's own precision
-            for kind in MOMENTS if optimizer_steps else ():
-                safe_set_local_optimizer_state(parameter, padded(kind), kind)
-        sharded.checkpoint_event_epilogue()  # and gathered again, from the new weights
+            for kind in (WEIGHT, *MOMENTS) if optimizer_steps else (WEIGHT,):
+                self._partitions.set(name, parameter, kind, read(kind, name))
+        self._partitions.end()
 
     def _trainable(self) -> list[tuple[str, Any]]:
         return [(name, one) for name, one in self.scorer.named_parameters() if one.requires_grad]
 
     def _make_moments(self, steps: int) -> None:
         """Give the optimizer the state that its first step would make, with the count of so many steps."""
-        sharded = self._engine.optimizer
-        adam = sharded.optimizer
+        adam = self._engine.optimizer.optimizer
         on_cpu = isinstance(adam, DeepSpeedCPUAdam)
-        for flat in sharded.fp32_partitioned_groups_flat:
+        for flat in self._partitions.flats:
             counted = torch.tensor(float(steps), device=flat.device)
             adam.state[flat] = {kind: torch.zeros_like(flat) for kind in MOMENTS}
             adam.state[flat]["step"] = steps if on_cpu else counted
@@ -200,6 +189,7 @@ class DeepSpeedEngine:
 def shard_frozen(scorer: SequenceScorer, ranks: int, device: torch.device) -> nn.Module:
     """A reference whose parameters are sharded over the ranks of this world; call it in step on every rank."""
     config = frozen_ds_config(ranks, scorer.head.weight.dtype == torch.bfloat16)
+    deepspeed.init_distributed()  # adopts the default group of this role's world
     _shard(scorer, config, device)
     engine: nn.Module = deepspeed.initialize(model=scorer, config=config, dist_init_required=False)[0]
     engine.eval()  # DeepSpeed's own returns nothing
@@ -221,7 +211,6 @@ def _shard(scorer: SequenceScorer, ds_config: dict[str, Any], device: torch.devi
 
     deepspeed.initialize would first move all of it to the device, where a large model does not fit.
     """
-    deepspeed.init_distributed()  # adopts the default group of this role's world
     deepspeed.zero.Init(module=scorer, config_dict_or_path=ds_config, dtype=scorer.head.weight.dtype)
     for module in scorer.modules():
         for name, buffer in module.named_buffers(recurse=False):

@@ -19,10 +19,11 @@ from mrpo_ds.console import configure_console, log
 from mrpo_ds.distributed.heartbeat import Heartbeat
 from mrpo_ds.distributed.interface import address_of
 from mrpo_ds.distributed.launch import Launch, read_launch
+from mrpo_ds.distributed.placement import describe_nodes, is_scattered, place
 from mrpo_ds.distributed.topology import Role, Topology, build_topology, check_world_size
 from mrpo_ds.distributed.trust import TOKEN
 from mrpo_ds.distributed.watch import Limits
-from mrpo_ds.distributed.worlds import Rendezvous, World, leave, open_rendezvous, split
+from mrpo_ds.distributed.worlds import Rendezvous, World, leave, meet_nodes, open_rendezvous, split
 from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError, MrpoError, ReferenceError, require
 from mrpo_ds.material import Material, prepare
 from mrpo_ds.session import run_ranks
@@ -88,6 +89,9 @@ def _run_process(config: Config, launch: Launch, resume: str | None, part: tuple
     except Exception as error:
         heartbeat.end_because(error)
     try:
+        heartbeat.phase("meet the nodes")
+        topology = _place(topology, rendezvous)
+        heartbeat.rename(topology)
         heartbeat.phase("read the data")
         # Before the worlds: a node that has to prepare its data for hours keeps nobody waiting in a collective.
         material = prepare(config, only=_reads_for(config, topology.role_of(launch.rank)))
@@ -101,6 +105,17 @@ def _run_process(config: Config, launch: Launch, resume: str | None, part: tuple
         heartbeat.end_because(error)
     heartbeat.done()
     return 0
+
+
+def _place(topology: Topology, rendezvous: Rendezvous) -> Topology:
+    """The roles as the nodes of their ranks suggest."""
+    nodes = meet_nodes(rendezvous)
+    placed = place(topology, nodes)
+    if len(set(nodes)) > 1:
+        log(describe_nodes(placed, nodes))
+    if is_scattered(nodes):
+        log("warning: the launcher deals ranks out to the nodes in turn, so roles lie scattered; with srun: -m block")
+    return placed
 
 
 def _run_role(material: Material, world: World, checkpoint: Path | None, heartbeat: Heartbeat, scores: bool) -> None:

@@ -1,7 +1,8 @@
 """The tensors of a checkpoint: one safetensors file per rank, readable by any number of ranks.
 
-ZeRO-3 cuts a parameter of n elements, flat, into shares of ceil(n / ranks); the last ones are shorter, or empty. A file
-holds one rank's share of every trainable parameter, without padding, under "kind/name": fp32 numbers and nothing else.
+ZeRO-3 cuts a parameter of n elements, flat, into shares of ceil(n / ranks); the last ones are shorter, or empty. ZeRO-1
+and ZeRO-2 lay all parameters end to end and cut that. A file holds one rank's share of every trainable parameter,
+without padding, under "kind/name": fp32 numbers and nothing else.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -42,30 +43,57 @@ class Piece:
     stop: int
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How the parameters of a model are cut over ranks."""
+
+    ranks: int
+    end_to_end: int | None = None
+    """None: each parameter by itself. Else: all of them laid end to end, each rank has so many elements in turn."""
+
+    def as_record(self) -> dict[str, int]:
+        """For state.json."""
+        return {"world_size": self.ranks} | ({} if self.end_to_end is None else {"end_to_end": self.end_to_end})
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Cut":
+        """What as_record said."""
+        return cls(record["world_size"], record.get("end_to_end"))
+
+    def shares(self, shapes: Shapes, rank: int) -> dict[str, range]:
+        """Of each parameter, the elements that a rank has; an empty range for none."""
+        if self.end_to_end is None:
+            return {name: share(prod(shape), self.ranks, rank) for name, shape in shapes.items()}
+        found, start = {}, rank * self.end_to_end  # of the rank's part, counted from the start of the next parameter
+        for name, shape in shapes.items():
+            numel = prod(shape)
+            first, last = (min(max(bound, 0), numel) for bound in (start, start + self.end_to_end))
+            found[name] = range(first, last)
+            start -= numel
+        return found
+
+
 def share(numel: int, ranks: int, rank: int) -> range:
-    """The elements of a flat parameter that one of so many ranks has."""
+    """The elements of a flat parameter that one of so many ranks has when it is cut by itself."""
     size = -(-numel // ranks)
     return range(min(rank * size, numel), min((rank + 1) * size, numel))
 
 
-def pieces(numel: int, written: int, ranks: int, rank: int) -> list[Piece]:
-    """What rank of ranks needs of the shares that `written` ranks wrote; in order, they make up its own share."""
-    mine = share(numel, ranks, rank)
-    if not mine:
-        return []
-    size = -(-numel // written)
+def pieces(mine: range, written: Sequence[range]) -> list[Piece]:
+    """What makes up the elements `mine` of a parameter, in order, of the shares that each rank wrote of it."""
     found = []
-    for old in range(mine.start // size, (mine.stop - 1) // size + 1):
-        theirs = share(numel, written, old)
+    for rank, theirs in enumerate(written):
         start, stop = max(mine.start, theirs.start), min(mine.stop, theirs.stop)
-        found.append(Piece(old, start - theirs.start, stop - theirs.start))
+        if start < stop:
+            found.append(Piece(rank, start - theirs.start, stop - theirs.start))
     return found
 
 
-def shard_sizes(shapes: Shapes, moments: bool, ranks: int, rank: int) -> dict[str, int]:
+def shard_sizes(shapes: Shapes, moments: bool, cut: Cut, rank: int) -> dict[str, int]:
     """The entries of a rank's file, in order: "kind/name" -> elements. moments: the optimizer has made a step."""
     kinds = (WEIGHT, *MOMENTS) if moments else (WEIGHT,)
-    return {f"{kind}/{name}": len(share(prod(shape), ranks, rank)) for kind in kinds for name, shape in shapes.items()}
+    mine = cut.shares(shapes, rank)
+    return {f"{kind}/{name}": len(mine[name]) for kind in kinds for name in shapes}
 
 
 def file_name(rank: int, ranks: int) -> str:
@@ -142,14 +170,13 @@ class ShardWriter:
 
 
 class Shards:
-    """The files that so many ranks wrote, read as the share of another rank of another number. A context manager."""
+    """The files that ranks wrote under one cut, read as the share of a rank under another. A context manager."""
 
-    def __init__(self, directory: Path, written: int, shapes: Shapes, ranks: int, rank: int) -> None:
+    def __init__(self, directory: Path, written: Cut, shapes: Shapes, cut: Cut, rank: int) -> None:
         self._directory = directory
         self._written = written
-        self._shapes = shapes
-        self._ranks = ranks
-        self._rank = rank
+        self._theirs = [written.shares(shapes, one) for one in range(written.ranks)]
+        self._mine = cut.shares(shapes, rank)
         self._stack = ExitStack()
         self._open: dict[int, Any] = {}
 
@@ -164,13 +191,13 @@ class Shards:
         """[elements of this rank] fp32, on the CPU."""
         parts = [
             self._file(piece.rank).get_slice(f"{kind}/{name}")[piece.start : piece.stop]
-            for piece in pieces(prod(self._shapes[name]), self._written, self._ranks, self._rank)
+            for piece in pieces(self._mine[name], [theirs[name] for theirs in self._theirs])
         ]
         return torch.cat(parts) if parts else torch.empty(0)
 
     def _file(self, rank: int) -> Any:
         if rank not in self._open:
-            path = self._directory / file_name(rank, self._written)
+            path = self._directory / file_name(rank, self._written.ranks)
             self._open[rank] = self._stack.enter_context(safe_open(path, framework="pt"))
         return self._open[rank]
 

@@ -19,6 +19,10 @@ OWNED_KEYS = {
     "communication_data_type": "model.dtype",
 }
 
+STAGES = (1, 2, 3)
+"""What is cut over the ranks: 1 the optimizer's fp32 weights and moments, 2 gradients too, 3 weights too."""
+ONLY_STAGE_3 = ("offload_param", "zero_hpz_partition_size", "mics_shard_size", "mics_hierarchical_params_gather")
+
 QUANTIZED = {
     "zero_quantized_weights": "With it the policy is scored with rounded weights and its references with theirs as "
     "they are, so the first log-ratios are not 0.",
@@ -45,12 +49,24 @@ def read_ds_config(path: str) -> dict[str, Any]:
             raise ConfigError(f"{path}: {key!r} must not be set there; allowed: remove it and set {owner} instead.")
     zero = values.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
-    if stage != 3:
-        raise ConfigError(f"{path}: zero_optimization.stage is {stage}; allowed: 3.")
+    if stage not in STAGES or isinstance(stage, bool):
+        raise ConfigError(f"{path}: zero_optimization.stage is {stage}; allowed: {' | '.join(map(str, STAGES))}.")
     for key, why in QUANTIZED.items():
         name = f"{path}: zero_optimization.{key}"
         require(not values["zero_optimization"].get(key), name, values["zero_optimization"].get(key), "false", why)
+    if stage < 3:
+        for key in values["zero_optimization"]:
+            if key.startswith("stage3_") or key in ONLY_STAGE_3:
+                raise ConfigError(
+                    f"{path}: zero_optimization.{key} has no effect with stage {stage}, whose weights are whole on "
+                    "every rank; allowed: remove it, or set stage to 3."
+                )
     return values
+
+
+def stage_of(sharding: dict[str, Any]) -> int:
+    """The ZeRO stage of what read_ds_config returned."""
+    return int(sharding["zero_optimization"]["stage"])
 
 
 def check_partitions(path: str, sharding: dict[str, Any], ranks: int) -> None:
@@ -69,7 +85,7 @@ def check_partitions(path: str, sharding: dict[str, Any], ranks: int) -> None:
 
 
 def check_restorable(path: str, sharding: dict[str, Any]) -> None:
-    """Raise ConfigError for sharding whose state a checkpoint cannot read: it needs plain ZeRO-3 shares in memory."""
+    """Raise ConfigError for sharding whose state a checkpoint cannot read: it needs plain ZeRO shares in memory."""
     zero = sharding["zero_optimization"]
     for section in ("offload_optimizer", "offload_param"):
         offload = zero[section] if isinstance(zero.get(section), dict) else {}
@@ -77,8 +93,8 @@ def check_restorable(path: str, sharding: dict[str, Any]) -> None:
         for key, allowed in wanted.items():
             if offload.get(key, allowed[0]) not in allowed:
                 raise _not_restorable(path, f"{section}.{key}", offload[key], f"{allowed[-1]}")
-    for key in ("mics_shard_size", "zenflow"):
-        if zero.get(key) not in (None, -1, {}):
+    for key in ("mics_shard_size", "zenflow", "round_robin_gradients", "parameter_alignment"):
+        if zero.get(key) not in (None, -1, {}, False):
             raise _not_restorable(path, key, zero[key], "leave it out")
 
 

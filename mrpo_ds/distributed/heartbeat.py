@@ -81,6 +81,10 @@ class Heartbeat:
             signal.signal(number, lambda *_: None)  # the wake-up pipe carries it to our thread
         self._thread.start()
 
+    def rename(self, topology: Topology) -> None:
+        """Say which roles the ranks have, as soon as their nodes have decided that; messages name them by it."""
+        self._watch.rename(topology)
+
     def phase(self, name: str, step: int = 0) -> None:
         """Say what this process is doing now; messages about it quote the last word it said."""
         self._set(phase=name, step=step, tick=self._word.tick + 1)

@@ -69,6 +69,10 @@ class Judge:
         selector.register(self._server, selectors.EVENT_READ)
         rendezvous.store.set(KEY, f"{rendezvous.interface.public} {self._server.getsockname()[1]}")
 
+    def rename(self, topology: Topology) -> None:
+        """See Watch."""
+        self._topology = topology
+
     def hear(self, key: selectors.SelectorKey, now: float) -> None:
         """See Watch."""
         if key.fileobj is self._server:

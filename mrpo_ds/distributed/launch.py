@@ -23,6 +23,8 @@ class Launch:
     """Port of the one rendezvous store."""
     store_prefix: str | None
     """Under torchrun the launcher's agent already hosts a store on that port: the key prefix of this attempt."""
+    node: str = ""
+    """The launcher's number for the process's node; "" when it gives none: then its host name tells it from others."""
 
 
 def read_launch(env: Mapping[str, str]) -> Launch | None:
@@ -55,6 +57,7 @@ def _from_rank_variables(env: Mapping[str, str]) -> Launch:
         master_addr=env.get("MASTER_ADDR", "127.0.0.1"),
         master_port=_number(env, "MASTER_PORT", str(DEFAULT_PORT)),
         store_prefix=prefix,
+        node=env.get("GROUP_RANK") or env.get("CROSS_RANK", ""),  # torchrun's name for it, and deepspeed's
     )
 
 
@@ -69,6 +72,7 @@ def _from_slurm(env: Mapping[str, str]) -> Launch:
         # Two jobs of one node must not share a port; 20000-31999 stays below the ephemeral range, 32768 on Linux.
         master_port=_number(env, "MASTER_PORT", str(20000 + job % 12000)),
         store_prefix=None,
+        node=env.get("SLURM_NODEID", ""),
     )
 
 

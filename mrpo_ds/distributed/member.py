@@ -34,6 +34,10 @@ class Member:
         self._line: Line | None = _connect(rendezvous)
         selector.register(self._line.socket, selectors.EVENT_READ)
 
+    def rename(self, topology: Topology) -> None:
+        """See Watch."""
+        self._topology = topology
+
     def hear(self, key: selectors.SelectorKey, now: float) -> None:
         """See Watch."""
         if self._line is None:

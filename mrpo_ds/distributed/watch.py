@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from mrpo_ds.distributed.topology import Topology
 from mrpo_ds.distributed.verdict import Verdict, Word
 
 KEY = "heartbeat"
@@ -32,6 +33,9 @@ class Watch(Protocol):
 
     speaks: bool
     """Whether this process prints the verdict that it just gave: one of all that give the same one."""
+
+    def rename(self, topology: Topology) -> None:
+        """From now on the ranks have these roles. The policy's ranks do not change."""
 
     def hear(self, key: selectors.SelectorKey, now: float) -> None:
         """Read what a socket has."""

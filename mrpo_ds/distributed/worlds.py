@@ -8,6 +8,7 @@ addresses over one TCPStore, rewrites its launcher variables to its role's, and 
 # torch.distributed exports its stores and process groups without telling type checkers.
 # mypy: disable-error-code="attr-defined,name-defined"
 
+import json
 import os
 import secrets
 import socket
@@ -21,7 +22,7 @@ from mrpo_ds.distributed.interface import Interface, choose_interface
 from mrpo_ds.distributed.launch import Launch
 from mrpo_ds.distributed.topology import Role, Topology
 from mrpo_ds.distributed.trust import TOKEN, is_proof, prove, token_from
-from mrpo_ds.errors import ConfigError
+from mrpo_ds.errors import ConfigError, ReferenceError
 
 WITHOUT_LIMIT = timedelta(days=30)
 """A role's ranks wait for their leader as long as it waits for other roles: who is late, the heartbeat knows."""
@@ -86,6 +87,26 @@ def open_rendezvous(launch: Launch, timeout_seconds: float, interface: str | Non
     client = _client(launch, timeout_seconds)
     token, nonce = _greet(launch, dist.PrefixStore(_base(launch), client), token)
     return Rendezvous(launch, timeout_seconds, listens, _prefixed(launch, client, token), server, token, nonce)
+
+
+def meet_nodes(rendezvous: Rendezvous) -> list[str]:
+    """The node of every global rank, '0 (its host name)'; waits until every rank has said its own.
+
+    Raises ReferenceError when global rank 0 is gone.
+    """
+    launch, store = rendezvous.launch, rendezvous.store
+    keys = [f"node/{rank}" for rank in range(launch.world_size)]
+    host = socket.gethostname()
+    try:
+        store.set(keys[launch.rank], f"{launch.node} ({host})" if launch.node else host)
+        if launch.rank == 0:
+            store.wait(keys, WITHOUT_LIMIT)
+            store.set("nodes", json.dumps([store.get(key).decode() for key in keys]))
+        store.wait(["nodes"], WITHOUT_LIMIT)  # who is late, the heartbeat knows
+        nodes: list[str] = json.loads(store.get("nodes"))
+    except RuntimeError as error:
+        raise ReferenceError("global rank 0, which keeps the store, left while the ranks met") from error
+    return nodes
 
 
 def split(topology: Topology, rendezvous: Rendezvous, share_gpus: bool) -> World:

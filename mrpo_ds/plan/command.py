@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from mrpo_ds.check import check_models
+from mrpo_ds.config.ds_config import read_ds_config, stage_of
 from mrpo_ds.config.schema import Config
 from mrpo_ds.errors import ConfigError, require
 from mrpo_ds.material import POLICY, prepare
@@ -33,6 +34,9 @@ def plan_run(
     require(measure_seconds is None or measure_seconds > 0, "--measure", measure_seconds, "> 0 seconds")
     require(devices is None or devices >= 1, "--gpus", devices, ">= 1")
     require(save is None or measure_seconds is not None, "--save", save, "only with --measure")
+    stage = stage_of(read_ds_config(config.deepspeed))
+    mend = "plan knows what a rank holds and sends under ZeRO-3 only."
+    require(stage == 3, "deepspeed", config.deepspeed, "a file with stage 3, such as ds_configs/zero3.json", mend)
     machine = None if machine_file is None else load_machine(machine_file)
     model_configs = check_models(config)
     if machine is None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -15,8 +16,9 @@ from mrpo_ds.distributed import bridge as bridge_module
 from mrpo_ds.distributed.bridge import Bridge, BrokenBridge, Interrupted
 from mrpo_ds.distributed.collectives import broadcast_from_leader, sum_over_ranks
 from mrpo_ds.distributed.launch import Launch
+from mrpo_ds.distributed.placement import place
 from mrpo_ds.distributed.topology import Topology
-from mrpo_ds.distributed.worlds import World, leave, open_rendezvous, split
+from mrpo_ds.distributed.worlds import World, leave, meet_nodes, open_rendezvous, split
 from mrpo_ds.errors import ReferenceError
 from tests.distributed.harness import Ranks, everyone_left, make_topology, run_ranks, say
 
@@ -40,7 +42,19 @@ def content(reference: int, message: int, size: int) -> torch.Tensor:
 
 def exchange(topology: Topology, launch: Launch, sizes: list[int], run_ahead: int) -> list[bool]:
     """Policy ranks: whether each message was right. References: send all, each at its own speed."""
-    world = enter(topology, launch)
+    return talk(enter(topology, launch), sizes, run_ahead)
+
+
+def exchange_on_nodes_of_two(topology: Topology, launch: Launch, sizes: list[int], run_ahead: int) -> Any:
+    """The same where two ranks share a node: what talk says, the role's name, this rank within it, the nodes."""
+    rendezvous = open_rendezvous(replace(launch, local_rank=launch.rank % 2, node=str(launch.rank // 2)), 30)
+    nodes = meet_nodes(rendezvous)
+    world = split(place(topology, nodes), rendezvous, share_gpus=False)
+    return talk(world, sizes, run_ahead), world.role.name, world.rank, nodes, os.environ["LOCAL_RANK"]
+
+
+def talk(world: World, sizes: list[int], run_ahead: int) -> list[bool]:
+    topology = world.topology
     bridge = Bridge(world) if world.is_leader else None
     right = []
     number = topology.roles.index(world.role) - 1
@@ -60,6 +74,18 @@ def exchange(topology: Topology, launch: Launch, sizes: list[int], run_ahead: in
                 bridge.send(answer)
     finish(world)
     return right
+
+
+def test_roles_that_changed_places_for_their_nodes_answer_in_the_order_of_the_configuration() -> None:
+    """a would have ranks 1 and 2, on two nodes; it gets 2 and 3, and b rank 1."""
+    topology = make_topology(1, a=2, b=1)
+    answers = run_ranks(exchange_on_nodes_of_two, topology, [3, 1, 2] * 4, 1)
+    assert answers[0][0] == [True] * 12
+    assert [answer[1:3] for answer in answers] == [("policy", 0), ("ref/b", 0), ("ref/a", 0), ("ref/a", 1)]
+    host = socket.gethostname()
+    for answer in answers:
+        assert answer[3] == [f"0 ({host})"] * 2 + [f"1 ({host})"] * 2
+    assert [answer[4] for answer in answers] == ["0", "1", "0", "1"], "each keeps its place on its node"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from mrpo_ds.distributed.launch import Launch
 from mrpo_ds.distributed.topology import Topology
 from mrpo_ds.distributed.worlds import leave, open_rendezvous, split
 from mrpo_ds.errors import CheckpointError
-from mrpo_ds.shards import Shapes, Tensors, share
+from mrpo_ds.shards import Cut, Shapes, Tensors, share
 from tests.distributed.harness import everyone_left, make_topology, run_ranks
 
 NUMEL = 10_000
@@ -35,6 +35,9 @@ class ShareEngine:
 
     def shapes(self) -> Shapes:
         return {"weight": (NUMEL,)}
+
+    def cut(self) -> Cut:
+        return Cut(RANKS)
 
     def optimizer_steps(self) -> int:
         return 0

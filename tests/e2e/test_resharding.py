@@ -1,4 +1,4 @@
-"""A run goes on with other numbers of policy ranks, precisions and places of the optimizer; real ZeRO-3 everywhere.
+"""A run goes on with other numbers of policy ranks, precisions, ZeRO stages and places of the optimizer.
 
 With the same number of ranks the metrics repeat to the last bit. Otherwise only the order of sums differs.
 """
@@ -26,6 +26,9 @@ SHARDINGS: dict[str, dict[str, Any]] = {
         "offload_optimizer": {"device": "cpu"},
         "offload_param": {"device": "cpu"},
     },
+    "zero1": {"stage": 1},
+    "zero2": {"stage": 2},
+    "zero2 offloaded": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
 }
 
 
@@ -65,7 +68,17 @@ def last_steps(run: Run) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("sharding", "ranks", "dtype"),
-    [("whole", 1, "fp32"), ("mixed", 2, "fp32"), ("mixed", 2, "bf16"), ("offloaded", 2, "bf16")],
+    [
+        ("whole", 1, "fp32"),
+        ("mixed", 2, "fp32"),
+        ("mixed", 2, "bf16"),
+        ("offloaded", 2, "bf16"),
+        ("zero1", 2, "fp32"),
+        ("zero1", 2, "bf16"),
+        ("zero2", 3, "fp32"),
+        ("zero2", 2, "bf16"),
+        ("zero2 offloaded", 2, "bf16"),
+    ],
 )
 def test_the_same_number_of_ranks_repeats_every_bit(halves: Halves, sharding: str, ranks: int, dtype: str) -> None:
     whole = halves.whole(sharding, ranks, dtype)
@@ -77,12 +90,21 @@ def test_the_same_number_of_ranks_repeats_every_bit(halves: Halves, sharding: st
 
 @pytest.mark.parametrize(
     ("written", "sharding", "ranks"),
-    [(1, "whole", 2), (2, "mixed", 1), (2, "mixed", 3), (2, "mixed", 4), (2, "offloaded", 2)],
+    [
+        (("whole", 1), "whole", 2),
+        (("mixed", 2), "mixed", 1),
+        (("mixed", 2), "mixed", 3),
+        (("mixed", 2), "mixed", 4),
+        (("mixed", 2), "offloaded", 2),
+        (("mixed", 2), "zero2", 3),
+        (("zero2", 3), "mixed", 2),
+        (("zero2", 3), "zero1", 2),
+    ],
 )
-def test_another_number_of_ranks_or_place_of_the_optimizer_follows_the_same_trajectory(
-    halves: Halves, written: int, sharding: str, ranks: int
+def test_another_number_of_ranks_stage_or_place_of_the_optimizer_follows_the_same_trajectory(
+    halves: Halves, written: tuple[str, int], sharding: str, ranks: int
 ) -> None:
-    whole = halves.whole("whole" if written == 1 else "mixed", written)
+    whole = halves.whole(*written)
     resumed = halves.second_half(whole, sharding, ranks)
     assert len(last_steps(resumed)) == STEPS - HALF
     for ours, theirs in zip(last_steps(resumed), last_steps(whole), strict=True):

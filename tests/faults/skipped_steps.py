@@ -1,4 +1,4 @@
-"""What a rank of test_numbers does with a real ZeRO-3 engine. The imports here are all it needs."""
+"""What a rank of test_numbers does with a real ZeRO engine. The imports here are all it needs."""
 
 import hashlib
 
@@ -16,7 +16,7 @@ from mrpo_ds.models import load_scorer
 STEPS = ["good", "bad", "good"]
 
 
-def parameters_after(topology: Topology, launch: Launch, model: str, dtype: torch.dtype) -> list[str]:
+def parameters_after(topology: Topology, launch: Launch, model: str, preset: str, dtype: torch.dtype) -> list[str]:
     """A digest of the weights after each of several ways to leave the bad step out; the first never had it."""
     from mrpo_ds.engine import DeepSpeedEngine, gathered
 
@@ -26,7 +26,7 @@ def parameters_after(topology: Topology, launch: Launch, model: str, dtype: torc
     for way in ("without", "finite, cleared", "nan, cleared", "nan, stepped"):
         scorer = load_scorer(config, dtype, trainable=True)
         optimization = OptimizationConfig(learning_rate=1e-2, max_grad_norm=1.0)
-        engine = DeepSpeedEngine(scorer, read_ds_config("ds_configs/zero3.json"), optimization, world.device)
+        engine = DeepSpeedEngine(scorer, read_ds_config(f"ds_configs/{preset}.json"), optimization, world.device)
         norms = []
         for number, kind in enumerate(STEPS):
             if kind == "bad" and way == "without":

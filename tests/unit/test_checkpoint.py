@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mrpo_ds import checkpoint, manifest
 from mrpo_ds.checkpoint import (
-    FORMAT,
+    END_TO_END_FORMAT,
     STATE_FILE,
     Checkpoints,
     TrainState,
@@ -30,7 +30,7 @@ from mrpo_ds.checkpoint import (
 from mrpo_ds.console import configure_console
 from mrpo_ds.errors import CheckpointError, ConfigError
 from mrpo_ds.memory import available_bytes
-from mrpo_ds.shards import Shapes, Tensors
+from mrpo_ds.shards import Cut, Shapes, Tensors
 from tests.support import world_of_one
 
 SETTINGS = {"loss.name": "mrpo", "loss.beta": 0.1, "rows of data.train": "40 rows"}
@@ -50,6 +50,9 @@ class TensorEngine:
 
     def shapes(self) -> Shapes:
         return {"weight": tuple(self.weight.shape)}
+
+    def cut(self) -> Cut:
+        return Cut(1)
 
     def optimizer_steps(self) -> int:
         return 0
@@ -333,7 +336,7 @@ def test_another_model_is_refused_by_the_names_of_its_parameters(checkpoints: Ch
     )
 
 
-@pytest.mark.parametrize("written", [None, 1, FORMAT + 1])
+@pytest.mark.parametrize("written", [None, 1, END_TO_END_FORMAT + 1])
 def test_another_format_is_refused(checkpoints: Checkpoints, tmp_path: Path, written: int | None) -> None:
     save(checkpoints, 1, 2)
     path = tmp_path / "checkpoints" / "step-00000002"
@@ -345,8 +348,8 @@ def test_another_format_is_refused(checkpoints: Checkpoints, tmp_path: Path, wri
         with pytest.raises(ConfigError) as error:
             find_resume(tmp_path, resume)
         assert str(error.value) == (
-            f"{path} is a checkpoint of format {written or 1}, and this version reads format 2; go on with the version "
-            "of mrpo-ds that wrote it, or start a new output_dir."
+            f"{path} is a checkpoint of format {written or 1}, and this version reads formats 2 and 3; go on with the "
+            "version of mrpo-ds that wrote it, or start a new output_dir."
         )
 
 

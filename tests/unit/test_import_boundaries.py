@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "export": "errors manifest",
     "preflight": "errors types data models",
     "shards": "manifest",
-    "engine": "errors types config config.schema models shards",
+    "partitions": "shards",
+    "engine": "errors types config config.schema models shards partitions",
     "checkpoint": "errors memory manifest distributed console shards engine",
     "metrics": "errors types ops data distributed",
     "objective": "types ops losses config.schema data distributed reference",
@@ -70,7 +71,8 @@ MAY_IMPORT = {
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
     "demo": "errors accelerator console",
     "slurm": "errors manifest config config.schema distributed.topology console",
-    "cli": "errors accelerator config console reference stores check plan run slurm",
+    "cli": "errors accelerator config console reference stores check plan run slurm topology_picture",
+    "topology_picture": "errors config.schema distributed.placement distributed.topology manifest plots",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -79,9 +81,9 @@ KNOWN_CYCLE = ("tracking", "plots")
 # Third-party package -> the units that may import it, at the top of a file or anywhere in it.
 ONLY_IN = {
     "torch.distributed": "distributed",
-    "deepspeed": "engine",
+    "deepspeed": "engine partitions",
     "wandb": "tracking",
-    "matplotlib": "plots",
+    "matplotlib": "plots topology_picture",
     "numpy": "plots",
     "tqdm": "console",
     "omegaconf": "config",
@@ -94,8 +96,8 @@ ONLY_IN = {
     "pyarrow": "data reference",
     "jinja2": "data",
     "torch": "accelerator flops peaks memory activations material types ops losses data distributed reference models "
-    "stores export preflight shards engine checkpoint metrics objective evaluation failures check train dry_run roles "
-    "demo plan plan.probe",
+    "stores export preflight shards partitions engine checkpoint metrics objective evaluation failures check train "
+    "dry_run roles demo plan plan.probe",
 }
 
 

@@ -54,13 +54,13 @@ SRUN = {
 
 
 def test_the_deepspeed_launcher():
-    assert read_launch(DEEPSPEED) == Launch(3, 4, 1, "10.0.0.1", 29600, None)
+    assert read_launch(DEEPSPEED) == Launch(3, 4, 1, "10.0.0.1", 29600, None, "1")
 
 
 @pytest.mark.parametrize("attempt", ["0", "3"])
 def test_torchrun_hosts_the_store_and_every_attempt_has_keys_of_its_own(attempt):
     launch = read_launch({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": attempt})
-    assert launch == Launch(1, 2, 1, "localhost", 41257, f"mrpo_ds/attempt_{attempt}")
+    assert launch == Launch(1, 2, 1, "localhost", 41257, f"mrpo_ds/attempt_{attempt}", "0")
 
 
 @pytest.mark.parametrize("value", ["False", ""])
@@ -70,7 +70,7 @@ def test_torchrun_without_an_agents_store_is_like_any_launcher(value):
 
 
 def test_srun_gives_the_rank_and_the_first_host_and_a_port_of_the_job():
-    assert read_launch(SRUN) == Launch(5, 8, 1, "node07", 20000 + 123456 % 12000, None)
+    assert read_launch(SRUN) == Launch(5, 8, 1, "node07", 20000 + 123456 % 12000, None, "1")
 
 
 def test_srun_takes_an_address_and_a_port_that_the_script_exports():
@@ -90,7 +90,12 @@ def test_every_rank_of_a_job_computes_the_same_port_below_the_ephemeral_range():
 def test_torchrun_under_srun_is_torchruns_launch():
     launch = read_launch({**SRUN, **TORCHRUN})
     assert launch is not None and (launch.rank, launch.world_size) == (1, 2)
-    assert launch.store_prefix == "mrpo_ds/attempt_0"
+    assert launch.store_prefix == "mrpo_ds/attempt_0" and launch.node == "0"
+
+
+def test_a_launcher_that_numbers_no_nodes_leaves_them_to_their_names():
+    launch = read_launch({key: value for key, value in DEEPSPEED.items() if key != "CROSS_RANK"})
+    assert launch is not None and launch.node == ""
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ def refused(tmp_path):
         ({"offload_optimizer": {"device": "cpu", "super_offload": True}}, "offload_optimizer.super_offload is True"),
         ({"mics_shard_size": 4}, "mics_shard_size is 4"),
         ({"zenflow": {"topk_ratio": 0.1}}, "zenflow is {'topk_ratio': 0.1}"),
+        ({"stage": 2, "round_robin_gradients": True}, "round_robin_gradients is True"),
+        ({"stage": 1, "parameter_alignment": 128}, "parameter_alignment is 128"),
     ],
 )
 def test_sharding_whose_state_no_checkpoint_holds_is_refused(zero, says):
@@ -64,6 +66,22 @@ def test_every_shipped_sharding_can_be_resumed():
 def test_quantized_weights_and_gradients_are_refused_with_the_reason(refused, key):
     message = refused({"zero_optimization": {"stage": 3, key: True}})
     assert f"zero_optimization.{key} is True; allowed: false. {QUANTIZED[key]}" in message
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("stage3_prefetch_bucket_size", 1000),
+        ("offload_param", {"device": "cpu"}),
+        ("zero_hpz_partition_size", 8),
+        ("mics_shard_size", 4),
+    ],
+)
+def test_what_only_stage_3_heeds_is_refused_with_whole_weights(refused, stage, key, value):
+    message = refused({"zero_optimization": {"stage": stage, key: value}})
+    assert f"zero_optimization.{key} has no effect with stage {stage}" in message
+    assert "allowed: remove it, or set stage to 3." in message
 
 
 def test_a_quantization_that_is_switched_off_is_no_mistake(tmp_path):
@@ -115,11 +133,13 @@ def test_every_owner_is_a_setting_that_there_is(owner):
         ("{not json", "is not JSON: "),
         ("", "is not JSON: "),
         ([1, 2], "is not a JSON object"),
-        ({}, "zero_optimization.stage is None; allowed: 3"),
-        ({"zero_optimization": {}}, "zero_optimization.stage is None; allowed: 3"),
-        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage is 2; allowed: 3"),
-        ({"zero_optimization": 3}, "zero_optimization.stage is None; allowed: 3"),
-        ({"zero_optimisation": {"stage": 3}}, "zero_optimization.stage is None; allowed: 3"),
+        ({}, "zero_optimization.stage is None; allowed: 1 | 2 | 3"),
+        ({"zero_optimization": {}}, "zero_optimization.stage is None; allowed: 1 | 2 | 3"),
+        ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage is 0; allowed: 1 | 2 | 3"),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage is True; allowed: 1 | 2 | 3"),
+        ({"zero_optimization": {"stage": "2"}}, "zero_optimization.stage is 2; allowed: 1 | 2 | 3"),
+        ({"zero_optimization": 3}, "zero_optimization.stage is None; allowed: 1 | 2 | 3"),
+        ({"zero_optimisation": {"stage": 3}}, "zero_optimization.stage is None; allowed: 1 | 2 | 3"),
     ],
 )
 def test_a_file_that_says_something_else_is_refused(refused, content, says):
@@ -175,7 +195,7 @@ def deepspeed_reads():
 
 
 def test_there_are_shipped_configurations():
-    names = ["zero3", "zero3_offload", "zero3_offload_optimizer", "zeropp"]
+    names = ["zero1", "zero2", "zero3", "zero3_offload", "zero3_offload_optimizer", "zeropp"]
     assert [file.stem for file in SHIPPED] == names
     text = (SHIPPED[0].parent / "README.md").read_text(encoding="utf-8")
     assert [name for name in names if f"**{name}.json**" not in text] == [], "each has its paragraph"
@@ -186,7 +206,7 @@ def test_there_are_shipped_configurations():
 def test_deepspeed_accepts_every_shipped_configuration_as_we_complete_it(deepspeed_reads, file, bf16):
     ours = training_ds_config(read_ds_config(str(file)), ranks=1, max_grad_norm=1.0, bf16=bf16)
     theirs = deepspeed_reads(ours)
-    assert theirs.zero_config.stage == 3
+    assert theirs.zero_config.stage == {"zero1": 1, "zero2": 2}.get(file.stem, 3)
     assert theirs.gradient_clipping == 1.0
     assert theirs.gradient_accumulation_steps == 1
     assert theirs.bfloat16_config.enabled is bf16

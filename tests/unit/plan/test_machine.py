@@ -5,7 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
+from mrpo_ds.config.load import load_config
 from mrpo_ds.errors import ConfigError
+from mrpo_ds.plan.command import plan_run
 from mrpo_ds.plan.machine import load_machine
 from mrpo_ds.plan.measure import save_machine
 from tests.support import ROOT
@@ -71,3 +73,10 @@ def test_what_is_saved_loads_again(tmp_path):
 def test_a_collective_is_as_slow_as_its_slowest_link():
     machine = replace(load_machine(str(EXAMPLES[0])), devices_per_node=8, link_gbs=300.0, internode_gbs=40.0)
     assert (machine.between(8), machine.between(9)) == (300.0, 40.0)
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2"])
+def test_stages_that_the_plan_does_not_know_are_refused(name):
+    config = load_config("launch/configs/quickstart.yaml", [f"deepspeed=ds_configs/{name}.json"])
+    with pytest.raises(ConfigError, match=f"deepspeed is 'ds_configs/{name}.json'; allowed: a file with stage 3"):
+        plan_run(config, "launch/machines/h100x8.yaml", None, None, None)
