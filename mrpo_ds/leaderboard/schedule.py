@@ -42,7 +42,7 @@ class Schedule:
     def __init__(self, units: list[Unit], cells: Cells) -> None:
         self._pending = list(units)
         self._total = max(1, sum(unit.cost for unit in units))
-        self._count = len(units)
+        self._count = sum(len(unit.columns) for unit in units)
         self._cells = cells
         self._guard = threading.Lock()
         self._done = 0.0
@@ -86,7 +86,7 @@ class Schedule:
                     return
                 self._done += unit.cost
                 if answer["kind"] == "done":
-                    self._finished += 1
+                    self._finished += len(unit.columns)
             self._tell(unit, answer)
 
     def _report(self, worker: Worker, cost: float) -> None:
@@ -110,6 +110,10 @@ class Schedule:
         if answer["kind"] == "done":
             shown = ", ".join(f"{title} {100 * value:.2f}" for title, value in answer["values"].items())
             log(f"{unit.model.name}: {shown} ({answer['seconds']:.1f} s)")
+            if answer["truncated"]:
+                warn(
+                    f"warning: {answer['truncated']} prompts of {', '.join(unit.names)} were longer than the model takes"
+                )
             return
         message = answer["message"]
         for column, name in zip(unit.columns, unit.names, strict=True):

@@ -126,9 +126,10 @@ def _run(sweep: Sweep, workers: list[Worker], scratch: Path) -> int:
     units = _units(sweep, resolved, overrides)
     part, parts = options.part
     todo = [unit for unit in _not_done(sweep, units) if unit in units[part::parts]]
-    ours = len(units[part::parts])
+    ours = sum(len(unit.columns) for unit in units[part::parts])
+    there = ours - sum(len(unit.columns) for unit in todo)
     log(
-        f"{options.suite}: {len(sweep.candidates)} models, {ours} cells, {ours - len(todo)} of them there already, on "
+        f"{options.suite}: {len(sweep.candidates)} models, {ours} cells, {there} of them there already, on "
         f"{', '.join(sweep.devices)}; logs in {sweep.out / 'logs'}"
     )
     failed = Schedule(todo, sweep.cells).run(workers)

@@ -94,6 +94,14 @@ def as_markdown(results: Results) -> str:
     lines += ["", f"Percent, +- standard error. Average over {', '.join(counted)}."]
     if any(task["baseline"] is not None or task["baselines"] for task in results["tasks"]):
         lines.append("The average is of scores mapped so that guessing is 0; the columns are as measured.")
+    cut = [
+        f"{row['model']}/{title} {entry['truncated_requests']}"
+        for row in results["models"]
+        for title, entry in row["scores"].items()
+        if entry["truncated_requests"]
+    ]
+    if cut:
+        lines.append(f"Prompts longer than the model takes, cut on the left: {', '.join(cut)}.")
     if results["missing"]:
         lines.append(f"Missing: {', '.join(results['missing'])}.")
     return "\n".join(lines) + "\n"

@@ -74,7 +74,11 @@ def resolve_suite(suite: Suite) -> list[Resolved]:
     """
     from lm_eval.tasks import TaskManager
 
-    index = TaskManager(include_path=suite.task_dir).task_index
+    return resolve_in(TaskManager(include_path=suite.task_dir).task_index, suite)
+
+
+def resolve_in(index: dict[str, Any], suite: Suite) -> list[Resolved]:
+    """As resolve_suite, in an index of lm-eval's."""
     resolved: dict[str, Resolved] = {}
     for task in suite.tasks:
         if task.task not in resolved:

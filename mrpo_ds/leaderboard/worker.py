@@ -85,7 +85,8 @@ class Worker:
         for column, one in zip(columns, views, strict=True):
             cells.write(one, job["head"]["model"], column.title)
         self._note(job, started)
-        return {"seconds": found["seconds"], "values": {one["task"]: one["value"] for one in views}}
+        values = {one["task"]: one["value"] for one in views}
+        return {"seconds": found["seconds"], "values": values, "truncated": found["truncated_requests"]}
 
     def _model(self, job: dict[str, Any]) -> Any:
         from mrpo_ds.leaderboard.scoring import load_lm
