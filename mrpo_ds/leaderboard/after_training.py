@@ -49,9 +49,8 @@ def evaluate_trained(config: Config, local_ranks: int) -> int:
     if code:
         limit = "" if options.limit is None else f" --limit {options.limit}"
         offline = "" if options.offline is None else f" --offline {options.offline}"
-        warn(
-            f"the model is trained. Try again: mrpo-ds eval {options.models[0]} --suite {suite} --out {out}{limit}{offline}"
-        )
+        command = f"mrpo-ds eval {options.models[0]} --suite {suite} --out {out}{limit}{offline}"
+        warn(f"the model is trained; this evaluates it again: {command}")
     return code
 
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -79,7 +80,7 @@ class Schedule:
 
     def _serve(self, worker: Worker) -> None:
         while (unit := self._take(worker.model)) is not None:
-            answer = worker.ask(unit.job, lambda part, unit=unit: self._report(worker, part * unit.cost))
+            answer = worker.ask(unit.job, partial(self._report, worker, unit.cost))
             with self._guard:
                 self._running.pop(id(worker), None)
                 if self._stopped is not None:
@@ -89,9 +90,9 @@ class Schedule:
                     self._finished += len(unit.columns)
             self._tell(unit, answer)
 
-    def _report(self, worker: Worker, cost: float) -> None:
+    def _report(self, worker: Worker, cost: int, part: float) -> None:
         with self._guard:
-            self._running[id(worker)] = cost
+            self._running[id(worker)] = part * cost
 
     def _take(self, loaded: str | None) -> Unit | None:
         """The next cell for a worker: the longest of its model, or else of the model with the most left to do."""
@@ -111,9 +112,7 @@ class Schedule:
             shown = ", ".join(f"{title} {100 * value:.2f}" for title, value in answer["values"].items())
             log(f"{unit.model.name}: {shown} ({answer['seconds']:.1f} s)")
             if answer["truncated"]:
-                warn(
-                    f"warning: {answer['truncated']} prompts of {', '.join(unit.names)} were longer than the model takes"
-                )
+                warn(f"warning: {answer['truncated']} prompts of {unit.names[0]} were longer than the model takes")
             return
         message = answer["message"]
         for column, name in zip(unit.columns, unit.names, strict=True):
