@@ -58,7 +58,7 @@ class Schedule:
         if not self._pending:
             return {}
         threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in workers]
-        with self._stopped_by_signals(workers), progress(self._total, "sweep", "ktokens (expected)") as bar:
+        with self._stopped_by_signals(workers), progress(self._total, "sweep", "ktokens") as bar:
             for thread in threads:
                 thread.start()
             while any(thread.is_alive() for thread in threads):

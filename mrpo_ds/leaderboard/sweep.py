@@ -18,12 +18,13 @@ from mrpo_ds.errors import ConfigError, require, require_choice
 from mrpo_ds.leaderboard.candidates import Candidate, check_candidate, find_candidates
 from mrpo_ds.leaderboard.cells import Cells, differences, view
 from mrpo_ds.leaderboard.cost import expected_cost
-from mrpo_ds.leaderboard.environment import visible_devices
+from mrpo_ds.leaderboard.environment import OFFLINE, visible_devices
 from mrpo_ds.leaderboard.lookup import VERSIONED, data_of, look_up, use_mirror
 from mrpo_ds.leaderboard.mirror import Mirror, open_mirror
 from mrpo_ds.leaderboard.pool import Worker
 from mrpo_ds.leaderboard.schedule import Schedule, Unit
 from mrpo_ds.leaderboard.scores import ScoreError
+from mrpo_ds.leaderboard.scoring import SEEDS
 from mrpo_ds.leaderboard.suites import Call, Suite, load_suite
 from mrpo_ds.leaderboard.table import as_markdown, collect, write_results
 from mrpo_ds.leaderboard.tasks import Resolved, as_record, files_digest
@@ -100,6 +101,8 @@ def run_sweep(options: Options) -> int:
     suite = load_suite(options.suite)
     candidates = find_candidates(options.models)
     mirror = None if options.offline is None else open_mirror(options.offline)
+    if mirror is not None:
+        os.environ.update(OFFLINE)  # for what this process looks at: models by their Hub ids
     for candidate in candidates:
         check_candidate(candidate)
     out = Path(options.out or Path("runs") / "eval" / Path(options.suite).stem)
@@ -201,6 +204,7 @@ def _settings(sweep: Sweep, call: Call, resolved: Resolved) -> dict[str, Any]:
         "dtype": options.dtype,
         "chat_template": suite.chat_template if options.chat_template is None else options.chat_template,
         "device": sweep.devices[0].partition(":")[0],
+        "seeds": SEEDS,
         "data": data,
         "own_tasks": files_digest(suite.task_dir),
         **{name: version(name) for name in VERSIONED},
@@ -241,7 +245,10 @@ def _made_of(sweep: Sweep, unit: Unit, cell: dict[str, Any]) -> bool:
         except ScoreError:
             return False
         if wanted != sweep.cells.read(unit.model.name, column.title):
-            sweep.cells.write(wanted, unit.model.name, column.title)
+            try:
+                sweep.cells.write(wanted, unit.model.name, column.title)
+            except OSError as error:
+                raise ConfigError(f"--out {str(sweep.out)!r} cannot be written: {error.strerror}.") from error
     return True
 
 

@@ -131,6 +131,20 @@ def _check_fits(task: SuiteTask, resolved: Resolved) -> None:
     require(not unknown, f"{key}.baselines", unknown[:1], "subtasks of the group")
 
 
+def check_imports(resolved: Iterable[Resolved]) -> None:
+    """Import the code that comes with the tasks. Raises ConfigError with what to install for it."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for one in resolved:
+        for leaf in {Path(leaf.yaml).parent: leaf for leaf in one.leaves}.values():
+            try:
+                load_yaml(leaf.yaml, resolve_func=True)
+            except ModuleNotFoundError as error:
+                module = (error.name or "").partition(".")[0]
+                package = PACKAGES.get(module, module)
+                raise ConfigError(f"task {leaf.name!r} needs the package {module!r}: pip install {package}") from error
+
+
 def write_overrides(resolved: Iterable[Resolved], mirror: Path, folder: Path) -> None:
     """One YAML for every leaf, which is the task itself with the data of the mirror. Raises ConfigError, OSError."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,15 +166,10 @@ def load_tasks(resolved: Resolved, overrides: str | None) -> list[Any]:
         resolved: what the name stands for.
         overrides: the folder of write_overrides, or None for the data that the tasks themselves name.
 
-    Raises ConfigError when another set of tasks comes than was listed, or a package is missing.
+    Raises ConfigError when another set of tasks comes than was listed.
     """
     manager = make_manager(resolved, overrides)
-    try:
-        loaded = manager.load([resolved.task])
-    except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        package = PACKAGES.get(module, module)
-        raise ConfigError(f"task {resolved.task!r} needs the package {module!r}: pip install {package}") from error
+    loaded = manager.load([resolved.task])
     check_loaded(resolved, list(loaded["tasks"]))
     if resolved.task in loaded.get("groups", {}):
         return [loaded["groups"][resolved.task]]

@@ -4,6 +4,7 @@ Single-process on purpose: lm-eval's own data parallelism changes the prompts wi
 model of the last job, ends as soon as its parent does, and puts a cell in its place before it says so.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -50,9 +51,11 @@ class Worker:
         print(json.dumps(answer), file=self._answers, flush=True)
 
     def _resolve(self, job: dict[str, Any]) -> dict[str, Any]:
-        from mrpo_ds.leaderboard.tasks import as_record, resolve_suite
+        from mrpo_ds.leaderboard.tasks import as_record, check_imports, resolve_suite
 
-        return {"resolved": [as_record(one) for one in resolve_suite(load_suite(job["suite"]))]}
+        resolved = resolve_suite(load_suite(job["suite"]))
+        check_imports(resolved)
+        return {"resolved": [as_record(one) for one in resolved]}
 
     def _load(self, job: dict[str, Any]) -> dict[str, Any]:
         """Load the data of a name of a suite, and say how many documents each of its tasks has."""
@@ -115,7 +118,8 @@ class Worker:
             "device": self._device,
             "pid": os.getpid(),
         }
-        with (Path(job["out"]) / "journal.jsonl").open("a", encoding="utf-8") as journal:
+        # The cell is there, and counts; a full disk costs its line.
+        with contextlib.suppress(OSError), (Path(job["out"]) / "journal.jsonl").open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(row) + "\n")
 
 

@@ -40,7 +40,7 @@ tasks:
   - {task: gsm8k, shots: 2, metric: exact_match, filter: strict-match, max_new_tokens: 8}
   - {task: gsm8k, name: flexible, shots: 2, metric: exact_match, filter: flexible-extract, max_new_tokens: 8, weight: 0}
 """
-CELL_KEYS = ["model", "model_path", "task", "shots", "metric", "filter", "value", "stderr", "n", "samples", "versions"]
+CELL_KEYS = ["model", "model_path", "task", "shots", "metric", "filter", "value", "stderr", "n", "samples"]
 
 
 def without_network() -> list[str]:

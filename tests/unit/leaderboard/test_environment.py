@@ -51,7 +51,8 @@ def test_offline_means_offline_whatever_the_variables_said():
     assert made["HF_HUB_OFFLINE"] == made["HF_DATASETS_OFFLINE"] == "1"
 
 
-def test_prepared_tables_go_where_we_may_write():
+def test_prepared_tables_go_where_we_may_write(monkeypatch):
+    monkeypatch.setenv("MRPO_DS_CACHE", "/c")
     assert worker_environment(KEPT, "cpu", offline=True)["HF_DATASETS_CACHE"] == "/c/leaderboard/datasets"
     theirs = {**KEPT, "HF_DATASETS_CACHE": "/mine"}
     assert worker_environment(theirs, "cpu", offline=True)["HF_DATASETS_CACHE"] == "/mine"

@@ -8,8 +8,10 @@ import yaml
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.leaderboard.suites import OURS, load_suite
 from mrpo_ds.leaderboard.tasks import (
+    Leaf,
     Resolved,
     as_record,
+    check_imports,
     check_loaded,
     files_digest,
     from_record,
@@ -47,6 +49,15 @@ def test_mmlu_is_57_tasks_and_one_data_set(resolved):
 def test_tasks_of_ones_own_need_no_hub(resolved):
     assert resolved["mine"].data == []
     assert resolved["mine"].leaves[0].is_local
+
+
+def test_a_package_that_a_tasks_code_lacks_is_named(resolved, tmp_path):
+    check_imports([resolved["hellaswag"], resolved["winogrande"]])
+    (tmp_path / "utils.py").write_text("import math_verify.nowhere\n", encoding="utf-8")
+    (tmp_path / "own.yaml").write_text("task: own\nprocess_docs: !function utils.process\n", encoding="utf-8")
+    own = Leaf("own", str(tmp_path / "own.yaml"), None, None, False)
+    with pytest.raises(ConfigError, match=r"task 'own' needs the package 'math_verify': pip install 'math-verify"):
+        check_imports([Resolved("own", [own], [str(tmp_path)])])
 
 
 def test_a_record_is_the_same_again(resolved):
