@@ -48,7 +48,7 @@ class Worker:
             answer = self._lost(process)
         if answer["kind"] == "done":
             self.model = job.get("head", {}).get("model_path", self.model)
-        elif job["kind"] == "evaluate":
+        elif job["kind"] == "evaluate" or process.poll() is not None:
             self.close()  # whatever is left in its memory, the next cell starts in a new one
         return answer
 

@@ -79,7 +79,7 @@ class Schedule:
         return min(self._total, int(self._done + sum(self._running.values())))
 
     def _serve(self, worker: Worker) -> None:
-        while (unit := self._take(worker.model)) is not None:
+        while (unit := self.take(worker.model)) is not None:
             answer = worker.ask(unit.job, partial(self._report, worker, unit.cost))
             with self._guard:
                 self._running.pop(id(worker), None)
@@ -94,7 +94,7 @@ class Schedule:
         with self._guard:
             self._running[id(worker)] = part * cost
 
-    def _take(self, loaded: str | None) -> Unit | None:
+    def take(self, loaded: str | None) -> Unit | None:
         """The next cell for a worker: the longest of its model, or else of the model with the most left to do."""
         with self._guard:
             if not self._pending or self._stopped is not None:
