@@ -8,7 +8,7 @@ MODELS := .cache/models
 RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 .DELETE_ON_ERROR:
-.PHONY: help install models quickstart test faults test-benchmarks test-cluster test-real-text parity lint clean
+.PHONY: help install models quickstart test faults test-benchmarks test-cluster test-real-text parity lint clean test-leaderboard
 .PHONY: bench bench-step bench-logps bench-prefix bench-references bench-scale bench-plan
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make faults       the whole fault matrix: kills, signals, stops, full disks (half an hour; make test has a part of it)"
 	@echo "make test-benchmarks  every benchmark at its smallest size (ten minutes; make test has the short ones)"
 	@echo "make test-cluster     launch scripts on a real two-node Slurm, and two hosts in network namespaces (root; minutes)"
+	@echo "make test-leaderboard  scores against plain lm_eval on five tasks, kills in a sweep (twenty minutes; data in ../shared/data)"
 	@echo "make lint         ruff and mypy"
 	@echo "make test-real-text   objectives on published text with a real model (about half an hour; data in ../shared/data)"
 	@echo "make parity       our losses beside TRL's, on a tiny model (a minute, and TRL in a venv of its own)"
@@ -57,6 +58,8 @@ test-benchmarks: models
 
 test-cluster: models
 	$(BIN)/python -m pytest -m "cluster or not cluster" tests/e2e/test_slurm.py tests/e2e/test_two_hosts.py
+test-leaderboard: models
+	$(BIN)/python -m pytest -m "leaderboard or not leaderboard" tests/e2e/test_leaderboard.py
 
 test-real-text: models
 	$(BIN)/python -m pytest -m real_text -s tests/e2e/test_objectives_real_text.py

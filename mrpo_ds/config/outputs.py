@@ -29,13 +29,21 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Preference evaluation on data.eval."""
+    """Preference evaluation on data.eval, and a leaderboard's tasks after training."""
 
     every_steps: int = 100
     """Optimizer steps between evaluations, >= 1, or 0 for only before and after training."""
+    suite: str | None = None
+    """A suite of eval/suites, or a YAML like those, to score the trained model on at the end; null: none."""
+    suite_limit: int | None = None
+    """At most so many documents of each task, >= 1, for trials; null: all."""
+    offline: str | None = None
+    """A mirror of the suite's data (mrpo-ds eval-prefetch), for machines without a network; null: the Hub."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "evaluate.every_steps", self.every_steps, ">= 0 steps")
+        limit = self.suite_limit
+        require(limit is None or limit >= 1, "evaluate.suite_limit", limit, ">= 1 document, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

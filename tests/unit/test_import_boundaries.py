@@ -56,8 +56,10 @@ MAY_IMPORT = {
     "failures": "errors types distributed data metrics objective",
     "material": "errors types losses config config.schema data models console",
     "report": "errors config.schema data console material",
+    # the command line and its workers, which are processes of their own
+    "leaderboard": "errors accelerator manifest config config.schema data console models",
     "check": "errors config config.schema data distributed.topology reference material models stores "
-    "checkpoint console report",
+    "checkpoint console report leaderboard",
     "plan": "errors accelerator types ops config config.schema data distributed.topology material models check console",
     "budget": "",
     "train": "errors types config.schema learning_rate memory budget accounting data distributed console tracking "
@@ -68,10 +70,10 @@ MAY_IMPORT = {
     "dry_run",
     "plan.probe": "types config config.schema distributed models engine plan",
     "session": "errors console",
-    "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
+    "run": "errors accelerator config.schema distributed console checkpoint material check roles session leaderboard",
     "demo": "errors accelerator console",
     "slurm": "errors manifest config config.schema distributed.topology console",
-    "cli": "errors accelerator config console reference stores check plan run slurm topology_picture",
+    "cli": "errors accelerator config console reference stores check plan run slurm topology_picture leaderboard",
     "topology_picture": "errors config.schema distributed.placement distributed.topology manifest plots",
     "__main__": "cli",
 }
@@ -87,17 +89,21 @@ ONLY_IN = {
     "numpy": "plots",
     "tqdm": "console",
     "omegaconf": "config",
-    "yaml": "config",
+    "yaml": "config leaderboard",
     "psutil": "memory session distributed roles plan plan.probe",
     "tokenizers": "data",
-    "transformers": "data models stores check export demo plan plan.probe",
-    "safetensors": "export shards",
+    "transformers": "data models stores check export demo plan plan.probe leaderboard",
+    "safetensors": "export shards leaderboard",
+    "lm_eval": "leaderboard",
+    "huggingface_hub": "leaderboard",
     "datasets": "data",
-    "pyarrow": "data reference",
+    "pyarrow": "data reference leaderboard",
     "jinja2": "data",
     "torch": "accelerator flops peaks memory activations material types ops losses data distributed reference models "
     "stores export preflight shards partitions engine checkpoint metrics objective evaluation failures check train "
     "dry_run roles demo plan plan.probe",
+    "stores export preflight shards engine checkpoint metrics objective evaluation failures check train dry_run roles "
+    "demo plan plan.probe leaderboard",
 }
 
 

@@ -56,6 +56,7 @@ RANGES = [
     ("checkpoint.every_steps=-1", "checkpoint.every_steps", "-1", ">= 0 steps"),
     ("checkpoint.keep=0", "checkpoint.keep", "0", ">= 1"),
     ("evaluate.every_steps=-1", "evaluate.every_steps", "-1", ">= 0 steps"),
+    ("evaluate.suite_limit=0", "evaluate.suite_limit", "0", ">= 1 document, or null"),
     ("tracking.peak_tflops=0", "tracking.peak_tflops", "0.0", "> 0 teraflop/s, or null"),
     ("tracking.wandb.mode=on", "tracking.wandb.mode", "'True'", "auto | online | offline | disabled"),
 ]
@@ -72,6 +73,7 @@ EDGES = [  # the last values that are still allowed
     "train.warmup_ratio=1",
     "checkpoint.every_steps=0",
     "evaluate.every_steps=0",
+    "evaluate.suite_limit=1",
 ]
 
 
