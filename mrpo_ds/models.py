@@ -174,7 +174,8 @@ def _attention(
 
     rows = groups_of(attention_mask)
     if rows is None or others.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+        output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+        return output, weights
     return attend(query, key, value, rows, scaling).transpose(1, 2).contiguous(), None
 
 

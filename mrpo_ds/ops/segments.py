@@ -69,7 +69,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rows: Sequence[Groups], sc
         key, value = key.repeat_interleave(per_head, 1), value.repeat_interleave(per_head, 1)
     found = [
         _attend_row(q, k, v, groups, scale)
-        for q, k, v, groups in zip(query.split(1), key.split(1), value.split(1), rows, strict=True)
+        for q, k, v, groups in zip(*(torch.split(one, 1) for one in (query, key, value)), rows, strict=True)
     ]
     return torch.cat(found)
 
@@ -78,7 +78,7 @@ def _attend_row(query: Tensor, key: Tensor, value: Tensor, groups: Groups, scale
     # Split, not sliced: the backward of a slice fills a whole row with zeros, that of a split puts its parts together.
     lengths = [pieces[-1].end for pieces in groups]
     found = []
-    for q, k, v, pieces in zip(*(one.split(lengths, dim=2) for one in (query, key, value)), groups, strict=True):
+    for q, k, v, pieces in zip(*(torch.split(one, lengths, 2) for one in (query, key, value)), groups, strict=True):
         for piece in pieces:
             here = (q[:, :, piece.start : piece.end], k[:, :, : piece.end], v[:, :, : piece.end])
             alone = piece.mask is None
