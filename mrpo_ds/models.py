@@ -20,7 +20,7 @@ from mrpo_ds.config.schema import ModelConfig, ReferenceConfig
 from mrpo_ds.errors import ConfigError, require
 from mrpo_ds.manifest import READERS, checksum
 from mrpo_ds.memory import total_bytes
-from mrpo_ds.ops.attention import MaskPlan, plan_masks, segments_of
+from mrpo_ds.ops.attention import MaskPlan, groups_of, plan_masks
 from mrpo_ds.ops.logps import chunk_rows, selected_logps, sum_by_sequence
 from mrpo_ds.ops.segments import attend
 from mrpo_ds.types import SequenceBatch
@@ -166,15 +166,16 @@ def _attention(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' own SDPA, but segment by segment where a mask of ours says how: the same values, fewer pairs.
+    """Transformers' own SDPA, but piece by piece where a mask of ours says how: the same values, fewer pairs.
 
     query [M, heads, S, W], key and value [M, heads of keys, S, W] -> [M, S, heads, W].
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    rows = segments_of(attention_mask)
+    rows = groups_of(attention_mask)
     if rows is None or others.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+        output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+        return output, weights
     return attend(query, key, value, rows, scaling).transpose(1, 2).contiguous(), None
 
 

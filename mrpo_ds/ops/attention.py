@@ -9,13 +9,14 @@ them adds is one, which attends to itself and to the segment that its sequence s
     positions   0 1 2 3 4 5 6 4 5 | 0 1 2 3
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mrpo_ds.ops.segments import Rows, cut
+from mrpo_ds.ops.segments import Groups, cut
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Kinds of layers, as transformers names them."""
@@ -50,13 +51,13 @@ class MaskPlan:
         if self.form == "eager":
             return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
         if mask.device.type == "cpu":
-            mask.segments = cut(segments, mask, window)  # type: ignore[attr-defined]
+            mask.groups = cut(segments, mask, window)  # type: ignore[attr-defined]
         return mask
 
 
-def segments_of(mask: Tensor | None) -> Rows | None:
-    """The segments that a mask of MaskPlan was made from, where attention should go by them: on CPUs."""
-    return getattr(mask, "segments", None)
+def groups_of(mask: Tensor | None) -> Sequence[Groups] | None:
+    """Per row, the groups of tokens that a mask of MaskPlan keeps apart, where attention should go by them: on CPUs."""
+    return getattr(mask, "groups", None)
 
 
 def plan_masks(config: Any) -> MaskPlan | str:

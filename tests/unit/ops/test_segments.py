@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrpo_ds.ops.attention import FULL, SLIDING, MaskPlan, segments_of
+from mrpo_ds.ops.attention import FULL, SLIDING, MaskPlan, groups_of
 from mrpo_ds.ops.segments import attend
 
 UNITS = st.lists(
@@ -50,7 +50,7 @@ def test_values_and_gradients_are_those_of_the_whole_square(units, window, heads
         for heads in (4, heads_of_keys, heads_of_keys)
     ]
     weight = torch.randn(1, 4, tokens, 8, generator=generator, dtype=torch.float64)
-    ours = attend(*states, segments_of(mask), scale)
+    ours = attend(*states, groups_of(mask), scale)
     theirs = F.scaled_dot_product_attention(*states, attn_mask=mask, scale=scale, enable_gqa=True)
     torch.testing.assert_close(ours, theirs)
     for mine, other in zip(
@@ -61,19 +61,15 @@ def test_values_and_gradients_are_those_of_the_whole_square(units, window, heads
         torch.testing.assert_close(mine, other)
 
 
-def test_a_response_meets_its_prompt_and_itself_and_a_row_alone_needs_no_mask():
-    (row,) = segments_of(mask_of([(5, [3, 2]), (0, [4])], None))
-    assert [(segment.length, segment.shared) for segment in row] == [(5, None), (3, 0), (2, 0), (4, None)]
-    assert [None if segment.mask is None else tuple(segment.mask.shape) for segment in row] == [
-        None,
-        (3, 8),
-        (2, 7),
-        None,
-    ]
+def test_responses_meet_their_group_and_a_sequence_alone_needs_no_mask():
+    ((first, second),) = groups_of(mask_of([(5, [3, 2]), (0, [4])], None))
+    assert [(piece.start, piece.end) for piece in first] == [(0, 5), (5, 10)]
+    assert [(piece.start, piece.end) for piece in second] == [(0, 4)]
+    assert first[0].mask is None and first[1].mask.shape == (5, 10) and second[0].mask is None
 
 
 def test_other_attentions_keep_the_whole_mask():
     segments, positions = row_of([(5, [3, 2])])
     masks = MaskPlan("eager", {FULL: None}).masks(segments.unsqueeze(0), positions.unsqueeze(0), torch.float32)
-    assert segments_of(masks) is None
-    assert segments_of(None) is None
+    assert groups_of(masks) is None
+    assert groups_of(None) is None
