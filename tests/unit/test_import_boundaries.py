@@ -67,9 +67,11 @@ MAY_IMPORT = {
     "dry_run",
     "plan.probe": "types config config.schema distributed models engine plan",
     "session": "errors console",
-    "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
+    "run": "errors accelerator config.schema distributed console reference checkpoint material check roles session",
+    "comparison": "errors types losses config config.schema data manifest console tracking plots reference models "
+    "metrics material run",
     "demo": "errors accelerator console",
-    "cli": "errors accelerator config console reference stores check plan run",
+    "cli": "errors accelerator config console reference stores check plan run comparison",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -79,22 +81,22 @@ KNOWN_CYCLE = ("tracking", "plots")
 ONLY_IN = {
     "torch.distributed": "distributed",
     "deepspeed": "engine",
-    "wandb": "tracking",
-    "matplotlib": "plots",
-    "numpy": "plots",
+    "wandb": "tracking comparison",
+    "matplotlib": "plots comparison",
+    "numpy": "plots comparison",
     "tqdm": "console",
     "omegaconf": "config",
     "yaml": "config",
     "psutil": "memory session distributed roles plan plan.probe",
     "tokenizers": "data",
-    "transformers": "data models stores check export demo plan plan.probe",
+    "transformers": "data models stores check export demo plan plan.probe comparison",
     "safetensors": "export shards",
     "datasets": "data",
     "pyarrow": "data reference",
     "jinja2": "data",
     "torch": "accelerator flops peaks memory activations material types ops losses data distributed reference models "
     "stores export preflight shards engine checkpoint metrics objective evaluation failures check train dry_run roles "
-    "demo plan plan.probe",
+    "demo plan plan.probe comparison",
 }
 
 
