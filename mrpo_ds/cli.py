@@ -101,6 +101,9 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "--baseline", metavar="RUN", help="the run whose method the others are compared with; without it the first one"
     )
+    command.add_argument(
+        "--results", nargs="+", metavar="DIR", help="further folders of `mrpo-ds eval` or eval-preferences"
+    )
     command.set_defaults(run=_compare)
 
 
@@ -191,5 +194,5 @@ def _compare(options: argparse.Namespace) -> int:
     from mrpo_ds.console import configure_console
 
     configure_console(True)
-    compare(options.runs, Path(options.out), options.baseline)
+    compare(options.runs, Path(options.out), options.baseline, options.results or [])
     return 0

@@ -52,8 +52,7 @@ def field_of(methods: Sequence[Method], baseline: Method, benchmark: bool) -> Fi
     for method in [baseline, *methods]:
         for run in method.runs:
             for score in run.base_scores:
-                # Its rewards depend on whose references it is measured with; its log-probs do not.
-                if score.benchmark == benchmark and (benchmark or ": logps/" in score.task):
+                if score.benchmark == benchmark:
                     base.setdefault(score.task, [score])
     if base and len({run.config["model"]["path"] for method in methods for run in method.runs}) == 1:
         entries.append(Entry(BASE, "", base))

@@ -17,13 +17,16 @@ from mrpo_ds.manifest import write_atomic
 PAGE = "comparison.md"
 
 
-def compare(directories: Sequence[str], out: Path, baseline: str | None) -> list[Table]:
+def compare(
+    directories: Sequence[str], out: Path, baseline: str | None = None, results: Sequence[str] = ()
+) -> list[Table]:
     """Compare runs: print the tables, and write them and the plots to a directory.
 
     Args:
         directories: run directories.
         out: where files go; files of an earlier comparison with the same names are replaced.
         baseline: the run directory whose method the others are compared with; None for the first.
+        results: see read_runs.
 
     Returns:
         The tables.
@@ -32,7 +35,7 @@ def compare(directories: Sequence[str], out: Path, baseline: str | None) -> list
         ConfigError: a directory is no run, runs do not fit together, or out cannot be written.
         DataError: a file of a run is damaged.
     """
-    runs = read_runs(directories)
+    runs = read_runs(directories, results)
     check_held_out_rows(runs)
     methods = methods_of(runs)
     chosen = method_with(methods, baseline)

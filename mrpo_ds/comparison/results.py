@@ -11,6 +11,7 @@ from mrpo_ds.manifest import write_atomic
 
 RESULTS_FOLDER = "preferences"
 """Below --out, or eval/ of a run."""
+RESULT_KEYS = ("model", "model_path", "kind", "set", "rows", "reading", "metrics", "documents")
 Result = dict[str, Any]
 
 
@@ -27,9 +28,13 @@ def write_result(out: Path, result: Result) -> Path:
     return path
 
 
-def read_results(directory: Path) -> list[Result]:
+def read_results(directory: Path) -> list[tuple[Path, Result]]:
     """Every result below <directory>/preferences, ordered by path. Raises DataError for a file that is none."""
-    return [read_json(path) for path in sorted((directory / RESULTS_FOLDER).glob("*/*.json"))]
+    found = [(path, read_json(path)) for path in sorted((directory / RESULTS_FOLDER).glob("*/*.json"))]
+    for path, result in found:
+        if missing := [key for key in RESULT_KEYS if key not in result]:
+            raise DataError(f"{path} has no {missing[0]!r}: it is no result of `mrpo-ds eval-preferences`; remove it.")
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -57,17 +57,24 @@ class RunRecord:
         return {"data.eval": self.config["data"]["eval"], "prompts": count}
 
 
-def read_runs(directories: Sequence[str]) -> list[RunRecord]:
-    """All runs, in order. Raises ConfigError or DataError for the first that cannot be compared."""
-    runs = [read_run(Path(directory)) for directory in directories]
+def read_runs(directories: Sequence[str], results: Sequence[str] = ()) -> list[RunRecord]:
+    """All runs, in order. Raises ConfigError or DataError for the first that cannot be compared.
+
+    Args:
+        directories: of the runs.
+        results: further folders of results of `mrpo-ds eval` and eval-preferences, besides eval/ of each run.
+    """
+    for folder in results:
+        require(Path(folder).is_dir(), "--results", folder, "a folder that `mrpo-ds eval` or eval-preferences has made")
+    runs = [read_run(Path(directory), [Path(folder) for folder in results]) for directory in directories]
     places = [run.directory.resolve() for run in runs]
     for run, place in zip(runs, places, strict=True):
         require(places.count(place) == 1, "RUN", str(run.directory), "every run once")
     return runs
 
 
-def read_run(directory: Path) -> RunRecord:
-    """What there is of one run. A last line of evals.jsonl that a kill has torn is left out.
+def read_run(directory: Path, results: Sequence[Path] = ()) -> RunRecord:
+    """What there is of one run, its results in other folders too. A torn last line of evals.jsonl is left out.
 
     Raises:
         ConfigError: it is no run directory.
@@ -86,13 +93,17 @@ def read_run(directory: Path) -> RunRecord:
     evals = _evals(directory / EVALS)
     summary_path = directory / "summary.json"
     summary = read_json(summary_path) if summary_path.exists() else None
-    own, base, strangers = _scores(directory, str(config["model"]["path"]))
-    if not evals and not own:
+    found = _Results(directory, str(config["model"]["path"]))
+    for folder in (directory / "eval", *results):
+        found.take(folder, is_own_folder=folder not in results)
+    if not evals and not found.own:
         raise DataError(
             f"the run {str(directory)!r} has nothing to compare: {EVALS} has no rows and eval/ has no results of its "
             "model. Train it with data.eval, or run `mrpo-ds eval` or `mrpo-ds eval-preferences` on it."
         )
-    return RunRecord(directory, config, evals, summary, own, base, strangers)
+    return RunRecord(
+        directory, config, evals, summary, list(found.own.values()), list(found.base.values()), found.strangers
+    )
 
 
 def _evals(path: Path) -> list[dict[str, Any]]:
@@ -103,31 +114,42 @@ def _evals(path: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["step"]))
 
 
-def _scores(directory: Path, base_path: str) -> tuple[list[Score], list[Score], list[str]]:
-    """The results in eval/: of the run's model, of its base, and the names of the other models."""
-    own: list[Score] = []
-    base: list[Score] = []
-    strangers = set()
-    files = sorted((directory / "eval" / "cells").glob("*/*.json"))
-    found = [(cell, [from_cell(cell, str(path))]) for path, cell in ((path, read_json(path)) for path in files)]
-    found += [(result, from_preferences(result)) for result in read_results(directory / "eval")]
-    for record, scores in found:
-        path = str(record.get("model_path", ""))
-        if _is_own(path, directory):
-            own += scores
-        elif path == base_path or Path(path).resolve() == Path(base_path).resolve():
-            base += scores
-        else:
-            strangers.add(str(record.get("model", path)))
-    for name, scores in (("its model", own), ("its base model", base)):
-        tasks = [score.task for score in scores]
-        for task in tasks:
-            if tasks.count(task) > 1:
+class _Results:
+    """Collects what folders of results say about a run's model and its base."""
+
+    def __init__(self, directory: Path, base_path: str) -> None:
+        self.own: dict[str, Score] = {}
+        """By task."""
+        self.base: dict[str, Score] = {}
+        self.strangers: list[str] = []
+        """Other models of the run's own folder."""
+        self._directory = directory
+        self._base_path = base_path
+
+    def take(self, folder: Path, is_own_folder: bool) -> None:
+        """Add the results of a folder: of one sweep, or of several, each in a folder of its own."""
+        files = sorted({*folder.glob("cells/*/*.json"), *folder.glob("*/cells/*/*.json")})
+        records = [(cell, [from_cell(cell, str(path))]) for path, cell in ((path, read_json(path)) for path in files)]
+        records += [(result, from_preferences(result, str(path))) for path, result in read_results(folder)]
+        for record, scores in records:
+            path = str(record.get("model_path", ""))
+            if _is_own(path, self._directory):
+                self._add(self.own, scores, "its model")
+            elif path == self._base_path or Path(path).resolve() == Path(self._base_path).resolve():
+                # Its rewards depend on whose references it is measured with; its log-probs do not.
+                own = [one for one in scores if one.benchmark or one.measure.startswith("logps/")]
+                self._add(self.base, own, "its base model")
+            elif is_own_folder and record.get("kind") != "reference" and str(record.get("model")) not in self.strangers:
+                self.strangers.append(str(record.get("model")))
+
+    def _add(self, known: dict[str, Score], scores: Sequence[Score], whose: str) -> None:
+        for score in scores:
+            other = known.setdefault(score.task, score)
+            if other.documents != score.documents or other.hashes != score.hashes:
                 raise DataError(
-                    f"the run {str(directory)!r} has more than one result of {task} for {name} in eval/; keep the one "
-                    "that counts."
+                    f"the run {str(self._directory)!r} has two results of {score.task} for {whose}: {other.place} and "
+                    f"{score.place}; keep the one that counts."
                 )
-    return own, base, sorted(strangers)
 
 
 def _is_own(path: str, directory: Path) -> bool:

@@ -11,8 +11,23 @@ from mrpo_ds.comparison.statistics import Estimate, Values, paired_difference
 from mrpo_ds.errors import ConfigError, DataError
 
 CELL_KEYS = ("model", "model_path", "task", "shots", "metric", "filter", "value", "n", "samples", "seed", "limit")
-SETTINGS = ("shots", "metric", "filter", "seed", "limit", "versions")
+SAMPLE_KEYS = ("doc_id", "prompt_hash", "target_hash", "value")
+SETTINGS = (
+    "shots",
+    "metric",
+    "filter",
+    "group_mean",
+    "seed",
+    "limit",
+    "batch_size",
+    "dtype",
+    "chat_template",
+    "versions",
+    "task_versions",
+)
 """Of a cell: what must be equal before two of them are compared."""
+INNER_SETTINGS = ("max_new_tokens", "data", "device")
+"""The same of its `settings`, which also say which model it is."""
 SHOWN = ("accuracy", "margin")
 """Measures of eval-preferences that are compared."""
 PREFERENCES = ("objective", "logps", "vref")
@@ -35,6 +50,8 @@ class Score:
     """Document -> its value, finite."""
     hashes: Mapping[str, str]
     """Document -> digests of its prompt and its target."""
+    measure: str
+    """The metric, or the measure of eval-preferences."""
     percent: bool
     """A share, shown times 100."""
     benchmark: bool
@@ -46,37 +63,44 @@ def from_cell(cell: Mapping[str, Any], place: str) -> Score:
     for key in CELL_KEYS:
         if key not in cell:
             raise DataError(f"{place} has no {key!r}: it is no result of `mrpo-ds eval`; remove it.")
+    for sample in cell["samples"]:
+        if missing := [key for key in SAMPLE_KEYS if key not in sample]:
+            raise DataError(f"{place} has a document without {missing[0]!r}; remove the file and evaluate again.")
     if not isinstance(cell["value"], int | float) or not math.isfinite(cell["value"]):
         raise DataError(f"{place}: value is {cell['value']!r}; allowed: a number. Remove the file and evaluate again.")
     documents, hashes = {}, {}
     seen: dict[str, int] = {}
     for sample in cell["samples"]:
-        key = f"{sample.get('task', cell['task'])}/{sample['doc_id']}"
+        key = str(sample["doc_id"])
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 1:  # a group of tasks that each count from 0
             key = f"{key}#{seen[key]}"
-        documents[key] = float(sample["value"] if "value" in sample else sample[cell["metric"]])
-        hashes[key] = f"{sample.get('prompt_hash')} {sample.get('target_hash')}"
+        if sample["value"] is not None:  # a number that was not finite
+            documents[key] = float(sample["value"])
+        hashes[key] = f"{sample['prompt_hash']} {sample['target_hash']}"
     suffix = "" if cell["filter"] in (None, "none") else f" {cell['filter']}"
     shots = "" if cell["shots"] is None else f", {cell['shots']}-shot"
     stderr = cell.get("stderr")
     return Score(
         task=f"{cell['task']} ({cell['metric']}{suffix}{shots})",
         place=place,
-        settings={key: cell.get(key) for key in SETTINGS},
+        settings={
+            **{key: cell.get(key) for key in SETTINGS},
+            **{key: cell.get("settings", {}).get(key) for key in INNER_SETTINGS},
+        },
         value=float(cell["value"]),
         stderr=float(stderr) if isinstance(stderr, int | float) else None,
         documents=documents,
         hashes=hashes,
+        measure=str(cell["metric"]),
         percent=True,
         benchmark=True,
     )
 
 
-def from_preferences(result: Mapping[str, Any]) -> list[Score]:
+def from_preferences(result: Mapping[str, Any], place: str) -> list[Score]:
     """A result of eval-preferences, one score per measure that runs are compared by."""
     documents = result["documents"]
-    place = f"{result['model']} on {result['set']}"
     hashes = dict(
         zip(
             documents["id"],
@@ -100,6 +124,7 @@ def from_preferences(result: Mapping[str, Any]) -> list[Score]:
                     stderr=measure["stderr"],
                     documents={name: float(value) for name, value in values if value is not None},
                     hashes=hashes,
+                    measure=f"{prefix}/{kind}",
                     percent=kind == "accuracy",
                     benchmark=False,
                 )
