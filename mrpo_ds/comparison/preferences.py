@@ -23,6 +23,7 @@ from mrpo_ds.comparison.tables import to_markdown, write_tables
 from mrpo_ds.config.schema import Config
 from mrpo_ds.console import log
 from mrpo_ds.data.plan import Batch
+from mrpo_ds.distributed.topology import build_topology
 from mrpo_ds.errors import ConfigError, require
 from mrpo_ds.material import Material, rows_of
 from mrpo_ds.models import fingerprint, resolve_dtype
@@ -63,7 +64,10 @@ def eval_preferences(config: Config, arguments: list[str], asked: Asked) -> int:
     view = config.data.eval_view if config.data.eval_view in COMPARED_VIEWS else "pair"
     yardstick = Yardstick(config.loss, tuple(one.name for one in config.references), view)
     scoring, answers = scored_references(config, subjects)
-    asks = replace(config, references=scoring, data=replace(config.data, eval_view=view))
+    # Each model is scored by all ranks, as many as the run has, so none of them has a rank of its own.
+    topology = replace(config.topology, policy=build_topology(config).world_size, placement="stored")
+    data = replace(config.data, eval_view=view)
+    asks = replace(config, references=scoring, data=data, topology=topology)
     evaluation = _Evaluation(config, yardstick, subjects, sets, answers, asked.bootstrap, out)
     return score_rows(asks, arguments, ScoreJob(dict(sets), evaluation.keep, evaluation.finish))
 

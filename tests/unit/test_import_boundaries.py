@@ -68,8 +68,8 @@ MAY_IMPORT = {
     "plan.probe": "types config config.schema distributed models engine plan",
     "session": "errors console",
     "run": "errors accelerator config.schema distributed console reference checkpoint material check roles session",
-    "comparison": "errors types losses config config.schema data manifest console tracking plots reference models "
-    "metrics material run",
+    "comparison": "errors types losses config config.schema data distributed.topology manifest console tracking plots "
+    "reference models metrics material run",
     "demo": "errors accelerator console",
     "cli": "errors accelerator config console reference stores check plan run comparison",
     "__main__": "cli",
