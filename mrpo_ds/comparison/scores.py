@@ -84,10 +84,7 @@ def from_cell(cell: Mapping[str, Any], place: str) -> Score:
     return Score(
         task=f"{cell['task']} ({cell['metric']}{suffix}{shots})",
         place=place,
-        settings={
-            **{key: cell.get(key) for key in SETTINGS},
-            **{key: cell.get("settings", {}).get(key) for key in INNER_SETTINGS},
-        },
+        settings=_settings(cell),
         value=float(cell["value"]),
         stderr=float(stderr) if isinstance(stderr, int | float) else None,
         documents=documents,
@@ -168,3 +165,15 @@ def paired(ours: Sequence[Score], theirs: Sequence[Score]) -> Estimate:
     """
     keys = list(ours[0].documents)
     return paired_difference(mean_documents(ours, keys), mean_documents(theirs, keys))
+
+
+def _settings(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal of two cells; mappings (versions) key by key."""
+    inner = cell.get("settings", {})
+    found: dict[str, Any] = {}
+    for key, value in [(key, cell.get(key)) for key in SETTINGS] + [(key, inner.get(key)) for key in INNER_SETTINGS]:
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            found[key] = value
+    return found

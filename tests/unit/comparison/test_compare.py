@@ -184,7 +184,7 @@ def test_documents_are_averaged_over_seeds_before_they_are_paired(tmp_path: Path
     ("changes", "said"),
     [
         ({"limit": 4}, "limit is None and 4"),
-        ({"versions": {"lm_eval": "0.4.12"}}, "versions is .*0.4.13.* and .*0.4.12"),
+        ({"versions": {"lm_eval": "0.4.12"}}, "versions.lm_eval is '0.4.13' and '0.4.12'"),
         ({"seed": 1}, "seed is 1234 and 1"),
         ({"settings": {"data": "other", "weights": "any"}}, "data is None and 'other'"),
     ],
@@ -257,3 +257,21 @@ def test_a_cell_without_a_number_or_with_half_documents_is_named(tmp_path: Path)
     put_cell(Path(runs[1]), [1, 1], samples=[{"doc_id": 0, "value": 1}])
     with pytest.raises(DataError, match="has a document without 'prompt_hash'"):
         compare(runs, tmp_path / "out")
+
+
+# ---- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+def test_tables_go_to_wandb_where_the_baseline_run_used_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    tracked = {"wandb": {"mode": "auto", "project": "mrpo-ds", "entity": None, "group": None}}
+    run = make_run(tmp_path / "run", evals=[evaluation(0, 0.4), evaluation(8, 0.5)], tracking=tracked)
+    compare([str(run)], tmp_path / "out")
+    (logged,) = (tmp_path / "out" / "wandb").glob("offline-run-*/files/media/table/held_out_*.table.json")
+    content = json.loads(logged.read_text())
+    assert content["columns"] == list(table(tmp_path / "out", "held_out")[0])
+    assert content["data"][1][3:5] == [0.5, None]
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    compare([str(run)], tmp_path / "quiet")
+    assert not (tmp_path / "quiet" / "wandb").exists()
