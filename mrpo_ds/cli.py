@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     store.set_defaults(run=_store)
     _add_launch(commands.add_parser("launch", help=LAUNCH_HELP, description=LAUNCH_HELP))
     _add_eval_commands(commands)
+    _add_eval_preferences(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -102,6 +104,40 @@ def _add_launch(command: argparse.ArgumentParser) -> None:
     command.add_argument("--site", default="launch/site.yaml", metavar="FILE", help="the cluster's settings")
     command.add_argument("--dry-run", action="store_true", help="print the scripts and submit nothing")
     command.set_defaults(run=_launch)
+
+
+def _add_eval_preferences(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "preference accuracy and margin of base and trained models on held-out rows, with bootstrap intervals"
+    command = commands.add_parser("eval-preferences", help=text, description=text)
+    command.add_argument("config", help="a YAML file; its objective and references are the yardstick")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="replace a setting")
+    command.add_argument(
+        "--models",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        help="run directories, model directories or Hub ids; without it the model of output_dir. The base model and "
+        "the references are always there",
+    )
+    command.add_argument("--data", nargs="+", metavar="FILE", help="eval sets; without it the sources of data.eval")
+    command.add_argument("--adapter", nargs="+", metavar="NAME", help="one for each file of --data, or one for all")
+    command.add_argument("--out", metavar="DIR", help="where results go; without it eval/ of the run directory")
+    command.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap (2000)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap (0)")
+    command.set_defaults(run=_eval_preferences)
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "tables and plots over finished runs: held-out preferences, benchmarks, seeds, paired differences"
+    command = commands.add_parser("compare", help=text, description=text)
+    command.add_argument("runs", nargs="+", metavar="RUN", help="run directories (output_dir of mrpo-ds train)")
+    command.add_argument("--out", default="comparison", metavar="DIR", help="where tables and plots go (comparison)")
+    command.add_argument(
+        "--baseline", metavar="RUN", help="the run whose method the others are compared with; without it the first one"
+    )
+    command.add_argument(
+        "--results", nargs="+", metavar="DIR", help="further folders of `mrpo-ds eval` or eval-preferences"
+    )
+    command.set_defaults(run=_compare)
 
 
 def _add_plan_options(command: argparse.ArgumentParser) -> None:
@@ -253,3 +289,29 @@ def _launch(options: argparse.Namespace) -> int:
     configure_console(True)
     asked = {name: value for name, value in vars(options).items() if name in Request.__dataclass_fields__}
     return launch_slurm(Request(**{**asked, "words": tuple(options.words)}), options.site, options.dry_run)
+
+
+def _eval_preferences(options: argparse.Namespace) -> int:
+    from mrpo_ds.config.load import load_config
+
+    config = load_config(options.config, options.overrides)
+    from mrpo_ds.comparison.preferences import Asked, eval_preferences
+    from mrpo_ds.comparison.statistics import Bootstrap
+
+    arguments = ["eval-preferences", options.config, *options.overrides]
+    for name in ("models", "data", "adapter"):
+        arguments += [f"--{name}", *getattr(options, name)] if getattr(options, name) else []
+    arguments += ["--out", options.out] if options.out else []
+    arguments += ["--resamples", str(options.resamples), "--seed", str(options.seed)]
+    bootstrap = Bootstrap(options.resamples, options.seed)
+    asked = Asked(options.models, options.data, options.adapter, options.out, bootstrap)
+    return eval_preferences(config, arguments, asked)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from mrpo_ds.comparison.command import compare
+    from mrpo_ds.console import configure_console
+
+    configure_console(True)
+    compare(options.runs, Path(options.out), options.baseline, options.results or [])
+    return 0

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from mrpo_ds.config.load import to_dict
-from mrpo_ds.config.schema import Config
+from mrpo_ds.config.schema import Config, SourceConfig
 from mrpo_ds.console import log, progress
 from mrpo_ds.data.accounts import FitReport
 from mrpo_ds.data.batching import Layout
@@ -91,7 +91,7 @@ class Material:
 
     def identity(self) -> dict[str, str]:
         """What must be the same on every host: name -> a digest."""
-        rows = {f"the rows of data.{split}": _rows_of(one) for split, one in sorted(self.prepared.items())}
+        rows = {f"the rows of data.{split}": rows_of(one) for split, one in sorted(self.prepared.items())}
         return rows | {f"the token ids of {name}": renderer_key(one.renderer) for name, one in self.speakers.items()}
 
     def batcher(self, layout: Layout, rank: int, size: int, device: torch.device) -> PolicyBatcher:
@@ -113,7 +113,9 @@ class Material:
         return train_batches(len(self.splits["train"]), self.config.train, first_step)
 
 
-def prepare(config: Config, only: str | None = None) -> Material:
+def prepare(
+    config: Config, only: str | None = None, sets: Mapping[str, Sequence[SourceConfig]] | None = None
+) -> Material:
     """Load tokenizers and data, or find the data as they were prepared before; and at once show how that goes on.
 
     Touches no model weights and no process group. The same on every rank.
@@ -121,6 +123,7 @@ def prepare(config: Config, only: str | None = None) -> Material:
     Args:
         config: the run.
         only: the name of a reference if, of all references, only its token ids are wanted; POLICY for none of them.
+        sets: what is read instead of data.train and data.eval, by name, as held-out rows that nothing is trained on.
 
     Raises ConfigError for a model path or tokenizer that cannot be used, DataError for rows.
     """
@@ -135,15 +138,18 @@ def prepare(config: Config, only: str | None = None) -> Material:
     needs = needs_of(config.loss.name, config.loss.options)
     _check_turns(config, needs)
     watch = Watch(progress, log)
+    wanted = [("train", data.train, data.view), ("eval", data.eval, data.eval_view)]
+    if sets is not None:
+        wanted = [(name, list(sources), data.eval_view) for name, sources in sets.items()]
     prepared = {
         split: prepare_split(sources, replace(data, view=view), policy, split, watch)
-        for split, sources, view in (("train", data.train, data.view), ("eval", data.eval, data.eval_view))
+        for split, sources, view in wanted
         if sources or split == "train"
     }
-    for one in prepared.values():
+    for one in prepared.values() if sets is None else ():
         _check_scores(one.examples, needs.score_range, config.loss.name)
     kept = dict(prepared)
-    if needs.baseline == "mismatched":
+    if needs.baseline == "mismatched" and sets is None:
         for split, one in prepared.items():
             kept[split + MISMATCHED] = prepare_mismatched(one, data, policy, watch)
     speakers = {}
@@ -207,9 +213,10 @@ def run_settings(material: Material, device: torch.device) -> dict[str, Any]:
     settings["data.score_eos"] = config.data.score_eos
     settings["data.score_turns"] = config.data.score_turns
     for split, one in sorted(material.prepared.items()):
-        settings[f"rows of data.{split}"] = _rows_of(one)
+        settings[f"rows of data.{split}"] = rows_of(one)
     return cast(dict[str, Any], json.loads(json.dumps(settings)))
 
 
-def _rows_of(prepared: Prepared) -> str:
+def rows_of(prepared: Prepared) -> str:
+    """The rows of a split in words that no other rows have: how many, and a digest of what they say."""
     return f"{len(prepared.examples)} rows, SHA-256 {prepared.digest}"

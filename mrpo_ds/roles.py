@@ -32,7 +32,7 @@ from mrpo_ds.engine import DeepSpeedEngine, full_shape, gathered, shard_frozen
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.export import check_names, export_model, exported_shapes
 from mrpo_ds.flops import model_shape
-from mrpo_ds.material import POLICY, Material, Speaker, run_settings
+from mrpo_ds.material import POLICY, Material, Speaker, rows_of, run_settings
 from mrpo_ds.memory import peak_memory_gib
 from mrpo_ds.models import AnyModelConfig, SequenceScorer, check_attention, load_scorer, resolve_dtype, score
 from mrpo_ds.objective import Objective
@@ -40,7 +40,7 @@ from mrpo_ds.peaks import device_peak_tflops
 from mrpo_ds.preflight import Forward, check_selected_logps, unfit_for_packing, unfit_for_sharing
 from mrpo_ds.reference.client import ReferenceClient
 from mrpo_ds.reference.colocated import ColocatedReferences
-from mrpo_ds.reference.scoring import ReferenceScorer, Scorer
+from mrpo_ds.reference.scoring import Answered, ReferenceScorer, Scorer
 from mrpo_ds.reference.served import ServedReferences, serve
 from mrpo_ds.reference.stored import StoredScorer, look_up, refuse_missing, remember
 from mrpo_ds.stores import TOLERANCE_NATS, store_of, uses_store
@@ -123,8 +123,11 @@ def run_reference(material: Material, world: World, first_step: int, report: Rep
         serve(scorer, bridge, asked_of_references(batches, material.needs), report)
 
 
-def run_score(material: Material, world: World, report: Report) -> None:
-    """The score command on one of its ranks: every reference in turn scores what the store lacks of every split."""
+def run_score(material: Material, world: World, report: Report, answered: Answered | None = None) -> None:
+    """The score command on one of its ranks: every reference in turn scores what the store lacks of every split.
+
+    answered is told what each reference says about each batch, on every rank.
+    """
     config = material.config
     for reference in config.references:
         (scorer,) = _stored_scorers([reference], material, world, report)
@@ -133,7 +136,9 @@ def run_score(material: Material, world: World, report: Report) -> None:
             for split, rows in sorted(encodings.items()):
                 for batch in batches_of(split, len(rows), SCORED_AT_ONCE * world.size):
                     report(f"score {split}", batch.step + 1)
-                    scorer.score(batch)
+                    scored = scorer.score(batch)
+                    if answered is not None:
+                        answered(reference.name, batch, scored)
                     bar.update(len(batch.ids))
         scorer.check_kept()
 
@@ -262,7 +267,7 @@ def _preflight(
 ) -> Layout:
     """Check a model's log-probs, and find how its sequences may lie in a forward."""
     name = speaker.renderer.model_name
-    row = speaker.encodings["train"][0][0]
+    row = next(iter(speaker.encodings.values()))[0][0]  # of data.train where there is that
     check_selected_logps(scorer, forward, row, world.device, name if name == POLICY else f"reference {name}")
     layout = speaker.layout(model)
     if layout.packed and (why := _agreed(unfit_for_packing(scorer, forward, row, world.device))):
@@ -300,6 +305,7 @@ def _summary(run: PolicyRun, material: Material) -> dict[str, Any]:
         "references": run.objective.reference_names,
         "held_out": run.evals,
         "data": {split: one.report.as_dict() for split, one in material.prepared.items()},
+        "rows": {split: rows_of(one) for split, one in material.prepared.items()},
         "checkpoints_that_failed": run.checkpoints.failed,
         "peak_memory_gib": peak_memory_gib(),
         "model": str(Path(run.config.output_dir) / "model"),

@@ -7,14 +7,15 @@ import secrets
 import socket
 import sys
 import warnings
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 from mrpo_ds.accelerator import announce_cpu
 from mrpo_ds.check import check_models, check_run
 from mrpo_ds.checkpoint import check_resume, find_resume, list_checkpoints, read_state
-from mrpo_ds.config.schema import Config
+from mrpo_ds.config.schema import Config, SourceConfig
 from mrpo_ds.console import configure_console, log
 from mrpo_ds.distributed.heartbeat import Heartbeat
 from mrpo_ds.distributed.interface import address_of
@@ -27,6 +28,7 @@ from mrpo_ds.distributed.worlds import Rendezvous, World, leave, meet_nodes, ope
 from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError, MrpoError, ReferenceError, require
 from mrpo_ds.leaderboard.after_training import evaluate_trained
 from mrpo_ds.material import Material, prepare
+from mrpo_ds.reference.scoring import Answered
 from mrpo_ds.session import run_ranks
 
 CHECKED = "MRPO_DS_CHECKED"
@@ -51,23 +53,28 @@ def train(config: Config, config_path: str, overrides: list[str], resume: str) -
     return code
 
 
+@dataclass(frozen=True)
+class ScoreJob:
+    """What is scored, and what becomes of it besides being stored."""
+
+    sets: Mapping[str, Sequence[SourceConfig]] | None = None
+    """What is read instead of data.train and data.eval, by name."""
+    answered: Answered | None = None
+    """Told what every reference says, on every rank."""
+    part: tuple[int, int] | None = None
+    """Only this part of the rows; see Material.share."""
+    finish: Callable[[Material], None] | None = None
+    """Called on global rank 0 when everything is scored."""
+
+
 def score(config: Config, config_path: str, overrides: list[str], shard: str | None) -> int:
     """The score command, inside a launcher (any number of processes) or outside. Returns the exit code.
 
     shard: "I/N" for part I of N of the rows alone, 0 <= I < N; other processes fill the store with the others.
     """
-    part = None if shard is None else _read_shard(shard)
-    announce_cpu()
-    launch = read_launch(os.environ)
-    configure_console(launch is None or launch.rank == 0)
     require(len(config.references) > 0, "references", [], "at least one reference to score with")
-    if launch is None:
-        check_models(config)
-        prepare(config)
-        return _start_ranks(config, ["score", config_path, *overrides, *([] if shard is None else ["--shard", shard])])
-    # Every process takes a share of every reference's rows, so all of them are one role.
-    topology = replace(config.topology, policy=launch.world_size, placement="stored", store_missing="score")
-    return _run_process(replace(config, topology=topology), launch, None, part)
+    job = ScoreJob(part=None if shard is None else _read_shard(shard))
+    return score_rows(config, ["score", config_path, *overrides, *([] if shard is None else ["--shard", shard])], job)
 
 
 def _read_shard(text: str) -> tuple[int, int]:
@@ -77,8 +84,28 @@ def _read_shard(text: str) -> tuple[int, int]:
     return number, count
 
 
-def _run_process(config: Config, launch: Launch, resume: str | None, part: tuple[int, int] | None = None) -> int:
-    """One rank of a run; resume is None for the score command, which has no checkpoints. part: see Material.share."""
+def score_rows(config: Config, arguments: list[str], job: ScoreJob) -> int:
+    """Let every reference score rows, inside a launcher or outside. Returns the exit code.
+
+    Args:
+        config: a run, of which only references and data count.
+        arguments: the command line that does this, for the ranks to start where there is no launcher.
+        job: which rows, and who is told.
+    """
+    announce_cpu()
+    launch = read_launch(os.environ)
+    configure_console(launch is None or launch.rank == 0)
+    if launch is None:
+        check_models(config)
+        prepare(config, sets=job.sets)
+        return _start_ranks(config, arguments)
+    # Every process takes a share of every reference's rows, so all of them are one role.
+    topology = replace(config.topology, policy=launch.world_size, placement="stored", store_missing="score")
+    return _run_process(replace(config, topology=topology), launch, None, job)
+
+
+def _run_process(config: Config, launch: Launch, resume: str | None, job: ScoreJob | None = None) -> int:
+    """One rank of a run, or of a job of scoring, which has no checkpoints and resume None."""
     timeout = config.topology.timeout_seconds
     topology = build_topology(config)
     rendezvous = open_rendezvous(launch, timeout, config.topology.interface)
@@ -99,12 +126,13 @@ def _run_process(config: Config, launch: Launch, resume: str | None, part: tuple
         heartbeat.rename(topology)
         heartbeat.phase("read the data")
         # Before the worlds: a node that has to prepare its data for hours keeps nobody waiting in a collective.
-        material = prepare(config, only=_reads_for(config, topology.role_of(launch.rank)))
+        reads_for = _reads_for(config, topology.role_of(launch.rank))
+        material = prepare(config, only=reads_for, sets=job.sets if job else None)
         _agree_on_data(material, topology, rendezvous)
-        if part is not None:
-            material = material.share(*part)
+        if job is not None and job.part is not None:
+            material = material.share(*job.part)
         world = split(topology, rendezvous, config.topology.share_gpus)
-        _run_role(material, world, checkpoint, heartbeat, scores=resume is None)
+        _run_role(material, world, checkpoint, heartbeat, job)
         leave()
     except Exception as error:  # whatever it is, do not leave the other ranks waiting
         heartbeat.end_because(error)
@@ -123,14 +151,18 @@ def _place(topology: Topology, rendezvous: Rendezvous) -> Topology:
     return placed
 
 
-def _run_role(material: Material, world: World, checkpoint: Path | None, heartbeat: Heartbeat, scores: bool) -> None:
+def _run_role(
+    material: Material, world: World, checkpoint: Path | None, heartbeat: Heartbeat, job: ScoreJob | None
+) -> None:
     # DeepSpeed calls collectives by names that newer torch versions deprecate: nothing that our users could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # Imported here: deepspeed takes seconds, and none of the messages above should wait for it.
     from mrpo_ds.roles import run_policy, run_reference, run_score
 
-    if scores:
-        run_score(material, world, heartbeat.phase)
+    if job is not None:
+        run_score(material, world, heartbeat.phase, job.answered)
+        if job.finish is not None and world.is_main:
+            job.finish(material)
     elif world.role.is_policy:
         run_policy(material, world, checkpoint, heartbeat.phase, heartbeat.orders)
     else:

@@ -57,6 +57,14 @@ def load_record(schema: type[T], path: str, what: str, examples: str) -> T:
     return cast(T, _build(schema, _to_plain(_read_yaml(path, what, examples)), ""))
 
 
+def read_plain(path: str, what: str, examples: str) -> dict[str, Any]:
+    """The plain values of a YAML mapping, unchecked: of a run that another version may have made.
+
+    The arguments are those of load_record. Raises ConfigError when there is no such file or it is no mapping.
+    """
+    return _to_plain(_read_yaml(path, what, examples))
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The resolved configuration as plain values, as written to the run; secrets of the environment are masked."""
     plain = asdict(config)

@@ -32,6 +32,10 @@ class Scored:
     """Share of the responses whose log-prob was in the store."""
 
 
+Answered = Callable[[str, Batch, Scored], None]
+"""Told the name of a reference, a batch, and what the reference says about it."""
+
+
 class Scorer(Protocol):
     """Answers one global batch after the other."""
 

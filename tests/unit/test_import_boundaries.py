@@ -70,11 +70,15 @@ MAY_IMPORT = {
     "dry_run",
     "plan.probe": "types config config.schema distributed models engine plan",
     "session": "errors console",
-    "run": "errors accelerator config.schema distributed console checkpoint material check roles session leaderboard",
+    "run": "errors accelerator config.schema distributed console checkpoint material check roles session reference "
+    "leaderboard",
     "demo": "errors accelerator console",
     "slurm": "errors manifest config config.schema distributed.topology console",
-    "cli": "errors accelerator config console reference stores check plan run slurm topology_picture leaderboard",
     "topology_picture": "errors config.schema distributed.placement distributed.topology manifest plots",
+    "comparison": "errors types losses config config.schema data distributed.topology manifest console tracking plots "
+    "reference models metrics material run",
+    "cli": "errors accelerator config console reference stores check plan run slurm topology_picture leaderboard "
+    "comparison",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -84,15 +88,15 @@ KNOWN_CYCLE = ("tracking", "plots")
 ONLY_IN = {
     "torch.distributed": "distributed",
     "deepspeed": "engine partitions",
-    "wandb": "tracking",
-    "matplotlib": "plots topology_picture",
-    "numpy": "plots",
+    "wandb": "tracking comparison",
+    "matplotlib": "plots topology_picture comparison",
+    "numpy": "plots comparison",
     "tqdm": "console",
     "omegaconf": "config",
     "yaml": "config leaderboard",
     "psutil": "memory session distributed roles plan plan.probe",
     "tokenizers": "data",
-    "transformers": "data models stores check export demo plan plan.probe leaderboard",
+    "transformers": "data models stores check export demo plan plan.probe leaderboard comparison",
     "safetensors": "export shards leaderboard",
     "lm_eval": "leaderboard",
     "huggingface_hub": "leaderboard",
@@ -101,9 +105,7 @@ ONLY_IN = {
     "jinja2": "data",
     "torch": "accelerator flops peaks memory activations material types ops losses data distributed reference models "
     "stores export preflight shards partitions engine checkpoint metrics objective evaluation failures check train "
-    "dry_run roles demo plan plan.probe",
-    "stores export preflight shards engine checkpoint metrics objective evaluation failures check train dry_run roles "
-    "demo plan plan.probe leaderboard",
+    "dry_run roles demo plan plan.probe leaderboard comparison",
 }
 
 

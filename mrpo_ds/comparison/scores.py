@@ -1,0 +1,179 @@
+"""One model on one task, document by document: from a cell of the benchmark sweep, or from eval-preferences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mrpo_ds.comparison.statistics import Estimate, Values, paired_difference
+from mrpo_ds.errors import ConfigError, DataError
+
+CELL_KEYS = ("model", "model_path", "task", "shots", "metric", "filter", "value", "n", "samples", "seed", "limit")
+SAMPLE_KEYS = ("doc_id", "prompt_hash", "target_hash", "value")
+SETTINGS = (
+    "shots",
+    "metric",
+    "filter",
+    "group_mean",
+    "seed",
+    "limit",
+    "batch_size",
+    "dtype",
+    "chat_template",
+    "versions",
+    "task_versions",
+)
+"""Of a cell: what must be equal before two of them are compared."""
+INNER_SETTINGS = ("max_new_tokens", "data", "device")
+"""The same of its `settings`, which also say which model it is."""
+SHOWN = ("accuracy", "margin")
+"""Measures of eval-preferences that are compared."""
+PREFERENCES = ("objective", "logps", "vref")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model's result on one task."""
+
+    task: str
+    """With its metric: the heading under which it is compared."""
+    place: str
+    """Where it was read, for messages."""
+    settings: Mapping[str, Any]
+    """What must be equal in two results that are compared."""
+    value: float
+    """The task's own number."""
+    stderr: float | None
+    documents: Mapping[str, float]
+    """Document -> its value, finite."""
+    hashes: Mapping[str, str]
+    """Document -> digests of its prompt and its target."""
+    measure: str
+    """The metric, or the measure of eval-preferences."""
+    percent: bool
+    """A share, shown times 100."""
+    benchmark: bool
+    """From the sweep, not from eval-preferences."""
+
+
+def from_cell(cell: Mapping[str, Any], place: str) -> Score:
+    """A cell of the sweep: one model and one task. Raises DataError when it lacks a key."""
+    for key in CELL_KEYS:
+        if key not in cell:
+            raise DataError(f"{place} has no {key!r}: it is no result of `mrpo-ds eval`; remove it.")
+    for sample in cell["samples"]:
+        if missing := [key for key in SAMPLE_KEYS if key not in sample]:
+            raise DataError(f"{place} has a document without {missing[0]!r}; remove the file and evaluate again.")
+    if not isinstance(cell["value"], int | float) or not math.isfinite(cell["value"]):
+        raise DataError(f"{place}: value is {cell['value']!r}; allowed: a number. Remove the file and evaluate again.")
+    documents, hashes = {}, {}
+    seen: dict[str, int] = {}
+    for sample in cell["samples"]:
+        key = str(sample["doc_id"])
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] > 1:  # a group of tasks that each count from 0
+            key = f"{key}#{seen[key]}"
+        if sample["value"] is not None:  # a number that was not finite
+            documents[key] = float(sample["value"])
+        hashes[key] = f"{sample['prompt_hash']} {sample['target_hash']}"
+    suffix = "" if cell["filter"] in (None, "none") else f" {cell['filter']}"
+    shots = "" if cell["shots"] is None else f", {cell['shots']}-shot"
+    stderr = cell.get("stderr")
+    return Score(
+        task=f"{cell['task']} ({cell['metric']}{suffix}{shots})",
+        place=place,
+        settings=_settings(cell),
+        value=float(cell["value"]),
+        stderr=float(stderr) if isinstance(stderr, int | float) else None,
+        documents=documents,
+        hashes=hashes,
+        measure=str(cell["metric"]),
+        percent=True,
+        benchmark=True,
+    )
+
+
+def from_preferences(result: Mapping[str, Any], place: str) -> list[Score]:
+    """A result of eval-preferences, one score per measure that runs are compared by."""
+    documents = result["documents"]
+    hashes = dict(
+        zip(
+            documents["id"],
+            map(" ".join, zip(documents["prompt_hash"], documents["target_hash"], strict=True)),
+            strict=True,
+        )
+    )
+    scores = []
+    for prefix in PREFERENCES:
+        for kind in SHOWN:
+            measure = result["metrics"].get(f"{prefix}/{kind}")
+            if measure is None:
+                continue
+            values = zip(documents["id"], documents["values"][f"{prefix}/{kind}"], strict=True)
+            scores.append(
+                Score(
+                    task=f"{result['set']}: {prefix}/{kind}",
+                    place=place,
+                    settings={"rows": result["rows"], **result["reading"]},
+                    value=float(measure["mean"]),
+                    stderr=measure["stderr"],
+                    documents={name: float(value) for name, value in values if value is not None},
+                    hashes=hashes,
+                    measure=f"{prefix}/{kind}",
+                    percent=kind == "accuracy",
+                    benchmark=False,
+                )
+            )
+    return scores
+
+
+def check_comparable(one: Score, other: Score) -> None:
+    """Raise ConfigError, with everything that differs, unless both are about the same documents in the same way."""
+    differs = [
+        f"{key} is {one.settings.get(key)!r} and {other.settings.get(key)!r}"
+        for key in dict.fromkeys([*one.settings, *other.settings])
+        if one.settings.get(key) != other.settings.get(key)
+    ]
+    missing = [key for key in one.documents if key not in other.documents]
+    missing += [key for key in other.documents if key not in one.documents]
+    if missing:
+        differs.append(f"{len(missing)} documents are in one of them only (first: {missing[0]})")
+    both = [key for key in one.documents if key in other.documents]
+    changed = [key for key in both if one.hashes[key] != other.hashes[key]]
+    if changed:
+        differs.append(f"{len(changed)} of {len(both)} documents have another prompt or target (first: {changed[0]})")
+    if differs:
+        raise ConfigError(
+            f"{one.task} of {one.place} and {other.place} cannot be compared: {'; '.join(differs)}. Evaluate both "
+            "again in the same way, or leave one of the runs out."
+        )
+
+
+def mean_documents(scores: Sequence[Score], keys: Sequence[str] | None = None) -> Values:
+    """[n] per document its value, averaged over the scores (seeds of one method), in the order of keys or the first."""
+    keys = list(scores[0].documents) if keys is None else keys
+    values: Values = np.array([[score.documents[key] for key in keys] for score in scores]).mean(0)
+    return values
+
+
+def paired(ours: Sequence[Score], theirs: Sequence[Score]) -> Estimate:
+    """Difference on the same documents between two methods, each averaged over its seeds.
+
+    All scores must be comparable. The error is over documents: how the difference would vary with other ones.
+    """
+    keys = list(ours[0].documents)
+    return paired_difference(mean_documents(ours, keys), mean_documents(theirs, keys))
+
+
+def _settings(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal of two cells; mappings (versions) key by key."""
+    inner = cell.get("settings", {})
+    found: dict[str, Any] = {}
+    for key, value in [(key, cell.get(key)) for key in SETTINGS] + [(key, inner.get(key)) for key in INNER_SETTINGS]:
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            found[key] = value
+    return found
