@@ -54,9 +54,13 @@ MAY_IMPORT = {
     "evaluation": "engine metrics objective",
     "failures": "errors types distributed data metrics objective",
     "material": "errors types losses config config.schema data models console",
-    "report": "errors config.schema data console material",
+    "report.markup": "errors",
+    "report.style": "",
+    "report": "errors config.schema data console material report.markup report.style",
     "check": "errors config config.schema data distributed.topology reference material models stores "
-    "checkpoint console report",
+    "checkpoint console report report.markup",
+    "dashboard": "errors console tracking report.markup report.style",
+    "dashboard.workspace": "errors manifest console tracking dashboard",
     "plan": "errors accelerator types ops config config.schema data distributed.topology material models check console",
     "budget": "",
     "train": "errors types config.schema learning_rate memory budget accounting data distributed console tracking "
@@ -69,7 +73,7 @@ MAY_IMPORT = {
     "session": "errors console",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
     "demo": "errors accelerator console",
-    "cli": "errors accelerator config console reference stores check plan run",
+    "cli": "errors accelerator config console reference stores check dashboard dashboard.workspace plan run",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -79,12 +83,13 @@ KNOWN_CYCLE = ("tracking", "plots")
 ONLY_IN = {
     "torch.distributed": "distributed",
     "deepspeed": "engine",
-    "wandb": "tracking",
+    "wandb": "tracking dashboard.workspace",
+    "wandb_workspaces": "dashboard.workspace",
     "matplotlib": "plots",
     "numpy": "plots",
     "tqdm": "console",
     "omegaconf": "config",
-    "yaml": "config",
+    "yaml": "config dashboard",
     "psutil": "memory session distributed roles plan plan.probe",
     "tokenizers": "data",
     "transformers": "data models stores check export demo plan plan.probe",
