@@ -8,6 +8,7 @@ from mrpo_ds.dashboard.panels import Line, Panel
 from mrpo_ds.dashboard.runs import FILES, Run
 from mrpo_ds.dashboard.sections import NOT_DRAWN, SECTIONS, section_of
 from mrpo_ds.dashboard.thin import thin
+from mrpo_ds.report.markup import plain
 
 SMOOTHED_POINTS = 40
 """Charts are smoothed from the start when a run has more steps than this."""
@@ -54,13 +55,13 @@ def payload(runs: Sequence[Run], charts: Sequence[Chart]) -> dict[str, Any]:
         "runs": [_series(run, number, charts) for number, run in enumerate(runs)],
         "charts": [
             {
-                "title": chart.panel.title,
+                "title": plain(chart.panel.title),
                 "limits": chart.panel.limits,
                 "mark": chart.panel.mark,
                 "smooth": chart.panel.smooth,
                 "byRun": len(runs) > 1,
                 "legend": len(chart.lines) > 1 or any(line.per_reference for line in chart.panel.lines),
-                "lines": [asdict(line) for line in chart.lines],
+                "lines": [{**asdict(line), "label": plain(line.label)} for line in chart.lines],
             }
             for chart in charts
         ],
@@ -130,4 +131,4 @@ def _series(run: Run, number: int, charts: Sequence[Chart]) -> dict[str, Any]:
         for name, one in thinned.items():
             short = {"mean": one.mean} if one.low is None else {"mean": one.mean, "low": one.low, "high": one.high}
             series[f"{kind}/{name}"] = short
-    return {"name": run.name, "axes": axes, "series": series}
+    return {"name": plain(run.name), "axes": axes, "series": series}

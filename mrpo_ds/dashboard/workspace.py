@@ -108,7 +108,8 @@ def _section(section: Section) -> Any:
     panels: list[Any] = [_panel(panel) for panel in section.panels]
     panels += [wr.WeavePanelSummaryTable(table_name=name) for name in TABLES.get(section.name, ())]
     panels.append(wr.MarkdownPanel(markdown=f"### What good looks like\n{good}"))
-    return ws.Section(name=section.title, panels=panels, is_open=True)
+    axis = ws.SectionPanelSettings(x_axis=STEP)  # for panels that people add
+    return ws.Section(name=section.title, panels=panels, is_open=True, panel_settings=axis)
 
 
 def _panel(panel: Panel) -> Any:

@@ -35,9 +35,14 @@ def as_html(text: str, spaces: bool = False, lines: bool = False) -> str:
     return "".join("\n" if lines and one == "\n" else _character(one, spaces) for one in text)
 
 
+def plain(text: str) -> str:
+    """Text for where no element can mark hidden characters: they are spelt out, as in U+202E."""
+    return "".join(f"U+{ord(one):04X}" if one == "\n" or is_hidden(one) else one for one in text)
+
+
 def attribute(text: str) -> str:
     """Text for a quoted attribute, or for the title of a page, where no element may stand."""
-    return html.escape(text)
+    return html.escape(plain(text))
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]], numbers: set[int]) -> str:
