@@ -1,4 +1,4 @@
-"""Scores of evaluations in the folder eval/ of a run: result files of lm-eval and of preference evaluations."""
+"""Scores of evaluations in the folder eval/ of a run: of suites, of lm-eval itself, and of preference evaluations."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,9 @@ from typing import Any
 from mrpo_ds.dashboard.thin import number
 
 FOLDER = "eval"
-"""Below a run directory; every JSON file in it is looked into."""
+"""Below a run directory; the JSON files in it are looked into."""
+PARTS = ("cells", "failures")
+"""Folders of a suite with the parts of its results, document by document."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,34 @@ def read_scores(run_dir: Path) -> tuple[list[Score], list[str]]:
     scores: list[Score] = []
     notes = []
     for path in sorted((run_dir / FOLDER).rglob("*.json")):
+        name = path.relative_to(run_dir)
+        if set(name.parts) & set(PARTS):
+            continue
         try:
             content = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            notes.append(f"{path.relative_to(run_dir)} cannot be read ({error}); its scores are not shown.")
+            notes.append(f"{name} cannot be read ({error}); its scores are not shown.")
             continue
         if isinstance(content, dict):
-            scores += _of_lm_eval(content)
-            scores += _of_preferences(content)
+            scores += [*_of_suite(content), *_of_lm_eval(content), *_of_preferences(content)]
+            if "suite" in content and content.get("limit") is not None:
+                notes.append(f"{name} is of the first {content['limit']} documents of each task only.")
     return list(dict.fromkeys(scores)), notes
+
+
+def _of_suite(content: dict[str, Any]) -> Iterator[Score]:
+    """results.json of a suite: {'suite': ..., 'tasks': [{'title', 'metric', 'shots'}], 'models': [{'scores': ...}]}."""
+    suite, tasks, models = content.get("suite"), content.get("tasks"), content.get("models")
+    if not isinstance(suite, str) or not isinstance(tasks, list) or not isinstance(models, list):
+        return
+    for row in (row for row in models if isinstance(row, dict)):
+        entries = row["scores"] if isinstance(row.get("scores"), dict) else {}
+        columns = [(one.get("title"), one.get("metric"), one.get("shots")) for one in tasks if isinstance(one, dict)]
+        numbers = [(title, metric, shots, entries.get(title)) for title, metric, shots in columns]
+        for title, metric, shots, entry in [*numbers, ("average", suite, None, row.get("average"))]:
+            if isinstance(entry, dict) and (value := number(entry.get("value"))) is not None:
+                count = shots if isinstance(shots, int) else None
+                yield Score(str(title), str(metric), value, number(entry.get("stderr")), count, _model(row))
 
 
 def _of_lm_eval(content: dict[str, Any]) -> Iterator[Score]:

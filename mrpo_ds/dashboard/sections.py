@@ -217,6 +217,20 @@ PERFORMANCE = Section(
             _per_reference("wait_seconds"),
         ),
         Panel(
+            "Idle share of each reference",
+            "share of its time",
+            "Above 0, and far below 1: a reference that mostly idles could share its device.",
+            _per_reference("idle_fraction"),
+            FRACTION,
+        ),
+        Panel(
+            "Peak memory of each reference",
+            "GiB",
+            "Flat after the first steps.",
+            _per_reference("memory_gib"),
+            smooth=False,
+        ),
+        Panel(
             "Scoring time of each reference",
             "seconds per step",
             "Below the step time.",

@@ -127,3 +127,29 @@ def test_scores_of_lm_eval_and_of_preferences_are_found(write_run):
         ("hh", None, "objective/accuracy", 0.75, None),
     ]
     assert len(run.notes) == 1 and "eval/torn.json cannot be read" in run.notes[0]
+
+
+def test_scores_of_a_suite_are_found_with_what_limits_them(write_run):
+    directory = write_run()
+    folder = directory / "eval" / "smoke"
+    (folder / "cells" / "mine").mkdir(parents=True)
+    (folder / "cells" / "mine" / "arc.json").write_text("a cell is not looked into")
+    results = {
+        "suite": "smoke",
+        "limit": 8,
+        "tasks": [{"title": "arc", "metric": "acc", "shots": 25}, {"title": "mmlu", "metric": "acc", "shots": None}],
+        "models": [
+            {
+                "model": "mine",
+                "average": {"value": 0.5, "stderr": 0.02},
+                "scores": {"arc": {"value": 0.5, "stderr": 0.01, "n": 8}},
+            }
+        ],
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    (run,) = read_runs([str(directory)])
+    assert [(one.task, one.shots, one.metric, one.value, one.stderr, one.model) for one in run.scores] == [
+        ("arc", 25, "acc", 0.5, 0.01, "mine"),
+        ("average", None, "smoke", 0.5, 0.02, "mine"),
+    ]
+    assert run.notes == ("eval/smoke/results.json is of the first 8 documents of each task only.",)
