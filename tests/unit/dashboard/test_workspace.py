@@ -52,9 +52,12 @@ def test_a_dry_run_writes_all_sections(without_key, tmp_path):
     assert path.read_bytes() == first, "the same each time, so that it can be kept in a repository"
 
 
+def can_cut():
+    return subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0
+
+
 def test_a_dry_run_needs_no_network_at_all(without_key, tmp_path):
-    cut = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0
-    need(shutil.which("unshare") is not None and cut, "user and network namespaces")
+    need(shutil.which("unshare") is not None and can_cut(), "unshare, and leave to make a network namespace")
     path = tmp_path / "workspace.json"
     command = ["unshare", "-rn", sys.executable, "-m", "mrpo_ds", "dashboard", "wandb", "--dry-run", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
