@@ -257,20 +257,20 @@
     // ---- values at a step -------------------------------------------------------------------------------------------
 
     listen() {
-      this.plot.addEventListener("pointermove", (event) => {
-        const box = this.plot.getBoundingClientRect();
-        this.pointNear(this.scale.step(event.clientX - box.left));
+      const point = (event) => {
+        if (this.scale) this.pointNear(this.scale.step(event.clientX - this.plot.getBoundingClientRect().left));
+      };
+      this.plot.addEventListener("pointermove", point);
+      this.plot.addEventListener("pointerdown", point);
+      this.plot.addEventListener("pointerleave", (event) => {
+        if (event.pointerType !== "touch") this.leave(); // a finger that is lifted wants to read; a tap elsewhere blurs
       });
-      this.plot.addEventListener("pointerdown", (event) => {
-        const box = this.plot.getBoundingClientRect();
-        this.pointNear(this.scale.step(event.clientX - box.left));
-      });
-      this.plot.addEventListener("pointerleave", () => this.leave());
       this.plot.addEventListener("blur", () => this.leave());
       this.plot.addEventListener("keydown", (event) => this.key(event));
     }
 
     key(event) {
+      if (!this.stops) return;
       const last = this.stops.length - 1, far = Math.max(1, Math.round(last / 10));
       const now = this.at === null ? -1 : this.stops.indexOf(this.at);
       const moves = { ArrowRight: now + 1, ArrowLeft: now < 0 ? last : now - 1, PageDown: now + far, PageUp: now - far, Home: 0, End: last };

@@ -22,7 +22,7 @@ from mrpo_ds.dashboard.tables import (
     value_tables,
 )
 from mrpo_ds.dashboard.thin import MOST_BUCKETS
-from mrpo_ds.report.markup import as_html, attribute, check_page_path, fact_line, opening, table, write_parts
+from mrpo_ds.report.markup import as_html, attribute, check_page_path, fact_line, opening, plain, table, write_parts
 
 PAGE_NAME = "dashboard.html"
 """Of the page, in the directory of the one run, or in the current one for several."""
@@ -40,7 +40,7 @@ def write_dashboard(directories: Sequence[str], out: str | None) -> Path:
     check_page_path(path, "--out")
     for run in runs:
         for note in run.notes:
-            log(f"{run.name}: {note}")
+            log(plain(f"{run.name}: {note}"))
     write_parts(page(runs), path, "--out")
     log(f"dashboard: {path} ({path.stat().st_size / 1024:.0f} KiB)")
     return path
@@ -53,7 +53,7 @@ def page(runs: Sequence[Run]) -> Iterator[str]:
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     yield opening(f"{title}: mrpo-ds dashboard", STYLE, script)
     yield f"<h1>{as_html(title)}</h1>\n"
-    yield from _head(runs)
+    yield from _head(runs, charts)
     yield _controls(runs)
     for section in SECTIONS:
         yield from _section(section.name, section.title, charts, runs)
@@ -65,7 +65,7 @@ def page(runs: Sequence[Run]) -> Iterator[str]:
     yield f"</main>\n<script>{script}</script>\n</body>\n</html>\n"
 
 
-def _head(runs: Sequence[Run]) -> Iterator[str]:
+def _head(runs: Sequence[Run], charts: Sequence[Chart]) -> Iterator[str]:
     if len(runs) == 1:
         yield _run_facts(runs[0])
     for run in runs:
@@ -73,6 +73,7 @@ def _head(runs: Sequence[Run]) -> Iterator[str]:
             name = f"<b>{as_html(run.name)}</b>: " if len(runs) > 1 else ""
             yield f'<p class="warning">{name}{as_html(note)}</p>\n'
     links = [(section.name, section.title) for section in SECTIONS]
+    links += [("other", "Other metrics")] if any(chart.section == "other" for chart in charts) else []
     links += [("values", "Numbers"), ("settings", "Settings")]
     yield "<nav>" + "".join(f'<a href="#{name}">{title}</a>' for name, title in links) + "</nav>\n"
     yield summary(runs)
