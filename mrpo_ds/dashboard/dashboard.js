@@ -155,8 +155,9 @@
       const labels = new Map(this.lines.map((line) => [line.label, line.style]));
       if (this.spec.byRun && labels.size > 1) {
         for (const [label, style] of labels) {
+          const mine = this.lines.filter((line) => line.label === label);
           const button = toggle(this.tools, label, true, (on) =>
-            this.redrawAfter(() => this.lines.filter((line) => line.label === label).forEach((line) => (line.off = !on)))
+            this.redrawAfter(() => mine.forEach((line) => (line.off = !on)))
           );
           swatch(button, "currentColor", DASHES[style % DASHES.length]);
         }
@@ -181,7 +182,8 @@
     scales(width) {
       const lines = this.shown().filter((line) => line.points.x.length);
       const all = (name) => lines.flatMap((line) => line.points[name]);
-      const span = (values) => values.reduce(([low, high], one) => [Math.min(low, one), Math.max(high, one)], [1 / 0, -1 / 0]);
+      const wider = ([low, high], one) => [Math.min(low, one), Math.max(high, one)];
+      const span = (values) => values.reduce(wider, [Infinity, -Infinity]);
       let [left, right] = span(all("x")), [low] = span(all("low")), [, high] = span(all("high"));
       if (!lines.length) [left, right, low, high] = [0, 1, 0, 1];
       if (left === right) [left, right] = [left - 1, right + 1];
@@ -223,7 +225,8 @@
         make("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, this.svg, show(value));
       }
       for (const step of ticks(left, right, Math.max(2, Math.floor(width / 110)), true)) {
-        make("line", { x1: x(step), x2: x(step), y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM + 4, class: "tick" }, this.svg);
+        const ends = { x1: x(step), x2: x(step), y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM + 4 };
+        make("line", { ...ends, class: "tick" }, this.svg);
         const name = step >= 1e5 ? `${step / 1000}k` : String(step);
         make("text", { x: x(step), y: HEIGHT - 6, "text-anchor": "middle" }, this.svg, name);
       }
@@ -236,12 +239,13 @@
 
     drawLine(line) {
       const { points, stroke, dash, isEval } = line, { x, y } = this.scale;
-      const path = (values) => "M" + points.x.map((at, place) => `${x(at).toFixed(1)} ${y(values[place]).toFixed(1)}`).join("L");
+      const spots = (values) => points.x.map((at, place) => `${x(at).toFixed(1)} ${y(values[place]).toFixed(1)}`);
+      const path = (values) => `M${spots(values).join("L")}`;
       if (!points.x.length) return;
       const add = (name, attributes) => make(name, attributes, this.svg);
       if (points.thinned) {
-        const back = points.x.map((at, place) => `${x(at).toFixed(1)} ${y(points.low[place]).toFixed(1)}`).reverse();
-        add("path", { d: `${path(points.high)}L${back.join("L")}Z`, class: "band" }).style.fill = stroke;
+        const back = spots(points.low).reverse().join("L");
+        add("path", { d: `${path(points.high)}L${back}Z`, class: "band" }).style.fill = stroke;
       }
       const smooth = smoothing > 0 && this.spec.smooth && !isEval && points.x.length > 2;
       if (smooth) add("path", { d: path(points.mean), class: "line raw" }).style.stroke = stroke;
@@ -250,7 +254,9 @@
       main.style.stroke = stroke;
       if (!smooth && points.x.length <= MARKED_POINTS) {
         const radius = isEval ? 3.5 : 2.2;
-        points.x.forEach((at, place) => (add("circle", { cx: x(at), cy: y(values[place]), r: radius }).style.fill = stroke));
+        points.x.forEach((at, place) => {
+          add("circle", { cx: x(at), cy: y(values[place]), r: radius }).style.fill = stroke;
+        });
       }
     }
 
@@ -273,7 +279,8 @@
       if (!this.stops) return;
       const last = this.stops.length - 1, far = Math.max(1, Math.round(last / 10));
       const now = this.at === null ? -1 : this.stops.indexOf(this.at);
-      const moves = { ArrowRight: now + 1, ArrowLeft: now < 0 ? last : now - 1, PageDown: now + far, PageUp: now - far, Home: 0, End: last };
+      const arrows = { ArrowRight: now + 1, ArrowLeft: now < 0 ? last : now - 1 };
+      const moves = { ...arrows, PageDown: now + far, PageUp: now - far, Home: 0, End: last };
       if (event.key === "Escape") return this.leave();
       if (!(event.key in moves) || last < 0) return;
       event.preventDefault();
