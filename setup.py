@@ -13,6 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["mrpo_ds", "mrpo_ds.*"]),
+    package_data={"mrpo_ds.dashboard": ["*.js"]},
     install_requires=[
         "torch>=2.6",
         "deepspeed>=0.19",
@@ -32,6 +33,7 @@ setup(
         "demo": ["gguf>=0.10", "accelerate>=1.0"],
         # For eval/suites/open_llm_leaderboard_v2.yaml; pkg_resources, which one of them imports, left setuptools 81.
         "leaderboard-v2": ["lm-eval[math,ifeval]", "setuptools<81"],
+        "dashboards": ["wandb-workspaces>=0.4"],  # for mrpo-ds dashboard wandb; the local page needs nothing more
         "gpu": ["flash-attn>=2.6"],  # for attention: flash_attention_2; sdpa needs nothing more
         "dev": [
             "pytest>=8",
@@ -44,6 +46,7 @@ setup(
             "types-psutil",
             "types-tqdm",
             "types-PyYAML",
+            "wandb-workspaces>=0.4",
         ],
     },
     entry_points={"console_scripts": ["mrpo-ds = mrpo_ds.cli:main"]},

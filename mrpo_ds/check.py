@@ -18,7 +18,8 @@ from mrpo_ds.leaderboard.lookup import check_evaluation
 from mrpo_ds.material import POLICY, Material, prepare
 from mrpo_ds.models import AnyModelConfig, check_path, load_model_config
 from mrpo_ds.reference.stored import refuse_missing, survey_of
-from mrpo_ds.report.page import check_page_path, write_page
+from mrpo_ds.report.markup import check_page_path
+from mrpo_ds.report.page import write_page
 from mrpo_ds.report.text import check_fits, log_data_report
 from mrpo_ds.stores import store_of
 

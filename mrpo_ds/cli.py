@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval_commands(commands)
     _add_eval_preferences(commands)
     _add_compare(commands)
+    _add_dashboard(commands)
     return parser
 
 
@@ -217,6 +218,22 @@ def _eval_mirror(options: argparse.Namespace) -> int:
     return mirror_local_files(options.source, options.to)
 
 
+def _add_dashboard(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "show runs: as one local page, or as a workspace of W&B"
+    kinds = commands.add_parser("dashboard", help=text, description=text).add_subparsers(title="kinds", required=True)
+    text = "write one page about a run, or that compares several; it needs no network and no account"
+    html = kinds.add_parser("html", help=text, description=text)
+    html.add_argument("runs", nargs="+", metavar="RUN", help="a run directory: output_dir of mrpo-ds train")
+    html.add_argument("--out", metavar="FILE", help="RUN/dashboard.html; of several runs, dashboard.html here")
+    html.set_defaults(run=_dashboard_html)
+    text = "make a W&B workspace with the same sections"
+    wandb = kinds.add_parser("wandb", help=text, description=text)
+    wandb.add_argument("--project", metavar="P", default="mrpo-ds", help="tracking.wandb.project of the runs")
+    wandb.add_argument("--entity", metavar="E", help="tracking.wandb.entity: a team or user; the account's own")
+    wandb.add_argument("--dry-run", metavar="FILE", help="write its JSON instead; needs no key and no network")
+    wandb.set_defaults(run=_dashboard_wandb)
+
+
 def _train(options: argparse.Namespace) -> int:
     from mrpo_ds.config.load import load_config
 
@@ -314,4 +331,22 @@ def _compare(options: argparse.Namespace) -> int:
 
     configure_console(True)
     compare(options.runs, Path(options.out), options.baseline, options.results or [])
+    return 0
+
+
+def _dashboard_html(options: argparse.Namespace) -> int:
+    from mrpo_ds.console import configure_console
+    from mrpo_ds.dashboard.page import write_dashboard
+
+    configure_console(True)
+    write_dashboard(options.runs, options.out)
+    return 0
+
+
+def _dashboard_wandb(options: argparse.Namespace) -> int:
+    from mrpo_ds.console import configure_console
+    from mrpo_ds.dashboard.workspace import make_workspace
+
+    configure_console(True)
+    make_workspace(options.project, options.entity, options.dry_run)
     return 0

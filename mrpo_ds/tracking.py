@@ -210,7 +210,7 @@ def _start_wandb(run_dir: Path, config: WandbConfig, mode: str, resolved: dict[s
             finish_timeout_raises=True,  # or an incomplete upload would go unsaid
         ),
     }
-    credentials = mode != "offline" and _has_credentials()
+    credentials = mode != "offline" and has_credentials()
     if mode == "online" and not credentials:
         log("warning: W&B is asked to be online, but there is no key (WANDB_API_KEY or wandb login); it goes offline")
     run = _init_wandb(options, online=credentials)
@@ -245,7 +245,7 @@ def _wandb_run_id(path: Path, resumed: bool) -> tuple[str, bool]:
     return fresh, False
 
 
-def _has_credentials() -> bool:
+def has_credentials() -> bool:
     """Whether wandb would find a key by itself, so that it never stops to ask for one."""
     import wandb
 

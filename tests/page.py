@@ -1,9 +1,9 @@
-"""Reading the data report's page as a browser does."""
+"""Reading the pages that we write as a browser does."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-VOID = {"meta", "rect", "line", "path", "br"}
+VOID = {"meta", "rect", "line", "path", "br", "input"}
 
 
 @dataclass

@@ -1,77 +1,27 @@
 """The data report as one HTML page: no scripts, nothing from elsewhere, readable by day and by night.
 
-The data are hostile: all that comes from them goes through _text, which leaves no character that a browser would hide,
-or would let rearrange what is around it.
+The data are hostile: all that comes from them goes through as_html.
 """
 
-import html
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mrpo_ds.data.accounts import DataReport, FitReport
 from mrpo_ds.data.dataset import adapter_name
-from mrpo_ds.errors import ConfigError
 from mrpo_ds.material import Material
+from mrpo_ds.report.markup import as_html, fact_line, opening, table, write_parts
 from mrpo_ds.report.style import STYLE
 from mrpo_ds.report.text import ODD, QUANTILES, Reader, Rendered, bins, leaked, quantile, readers, rendered, used
-from mrpo_ds.report.tokens import CLOSING, TEXT, Piece, is_hidden, num_tokens
+from mrpo_ds.report.tokens import CLOSING, TEXT, Piece, num_tokens
 
-_BEGIN = "<!doctype html>"
 _NUM_BARS = 48
 _WIDTH, _HEIGHT = 480, 110  # of a histogram's bars, in its own units
 
 
-def check_page_path(path: Path) -> None:
-    """Raise ConfigError when no page can be written there, or what is there is not one to be replaced."""
-    try:
-        target = path.resolve()
-        if not target.parent.is_dir():
-            raise ConfigError(
-                f"--html is {str(path)!r}, but there is no folder {str(target.parent)!r}; make it, or choose another."
-            )
-        if target.exists() and not _is_page(target):
-            raise ConfigError(
-                f"--html is {str(path)!r}, which is there and is no HTML page, so it is not replaced; choose another "
-                "name, or remove it."
-            )
-        # Permissions do not say everything (a read-only mount, a full quota), so try it and clean up.
-        handle, name = tempfile.mkstemp(prefix=".mrpo-ds-", dir=target.parent)
-        os.close(handle)
-        os.unlink(name)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise ConfigError(_cannot(path, error)) from error
-
-
 def write_page(material: Material, path: Path) -> None:
     """Write the data report of a run, whole or not at all. Raises ConfigError when that cannot be done."""
-    target = path.resolve()
-    beside = target.with_name(f".mrpo-ds-{os.getpid()}.partial")
-    try:
-        try:
-            with open(beside, "x", encoding="utf-8") as file:
-                file.writelines(_page(material))
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(_cannot(path, error)) from error
-
-
-def _is_page(target: Path) -> bool:
-    """Whether a file is empty or begins as an HTML page does; devices, pipes and folders are none."""
-    if not target.is_file():
-        return False
-    with open(target, "rb") as file:
-        start = file.read(len(_BEGIN)).decode("ascii", "replace").lower()
-    return start in ("", _BEGIN)
-
-
-def _cannot(path: Path, error: Exception) -> str:
-    why = error.strerror if isinstance(error, OSError) else error
-    return f"--html is {str(path)!r}, which cannot be written ({why}); choose another place."
+    write_parts(_page(material), path)
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -80,16 +30,10 @@ def _cannot(path: Path, error: Exception) -> str:
 def _page(material: Material) -> Iterable[str]:
     """The page in parts, each complete lines."""
     all_readers = readers(material)
-    yield (
-        f'{_BEGIN}\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>mrpo-ds data report</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>Data report</h1>\n"
-    )
+    yield f"{opening('mrpo-ds data report', STYLE)}<h1>Data report</h1>\n"
     yield _settings(material)
     if leak := leaked(material):
-        yield f'<p class="warning">{_text(leak)}.</p>\n'
+        yield f'<p class="warning">{as_html(leak)}.</p>\n'
     yield _rows({split: one.report for split, one in material.prepared.items()})
     spans = {name: _longest(all_readers, material, name) for name in ("prompt_tokens", "response_tokens")}
     for reader in all_readers:
@@ -111,14 +55,13 @@ def _settings(material: Material) -> str:
     }
     paths = {"policy": config.model.path} | {one.name: one.path for one in config.references}
     sources = [
-        f"<li><b>{split}</b> {_text(source.source)} <small>{_text(adapter_name(source))}</small></li>\n"
+        f"<li><b>{split}</b> {as_html(source.source)} <small>{as_html(adapter_name(source))}</small></li>\n"
         for split, parts in (("train", data.train), ("eval", data.eval))
         for source in parts
     ]
-    models = [f"<li><b>{_text(name)}</b> {_text(path)}</li>\n" for name, path in paths.items()]
-    shown = "".join(f"<span>{name} <b>{_text(value)}</b></span>\n" for name, value in facts.items())
+    models = [f"<li><b>{as_html(name)}</b> {as_html(path)}</li>\n" for name, path in paths.items()]
     return (
-        f'<p class="facts">{shown}</p>\n<div class="columns">\n<ul>\n{"".join(sources)}</ul>\n'
+        f'{fact_line(facts.items())}<div class="columns">\n<ul>\n{"".join(sources)}</ul>\n'
         f"<ul>\n{''.join(models)}</ul>\n</div>\n"
     )
 
@@ -136,19 +79,19 @@ def _rows(reports: Mapping[str, DataReport]) -> str:
         "rows with a response that is cut": [report.truncated_rows for report in reports.values()],
         "responses left out of kept rows": [sum(report.left_out_responses.values()) for report in reports.values()],
     }
-    body = [[_text(name), *map(str, counts)] for name, counts in lines.items()]
+    body = [[as_html(name), *map(str, counts)] for name, counts in lines.items()]
     reasons = []
     for split, report in reports.items():
         for reason, count in report.dropped.items():
             first = report.first_dropped.get(reason, "")
-            reasons.append([split, f"dropped: {_text(reason)}", str(count), _text(first)])
+            reasons.append([split, f"dropped: {as_html(reason)}", str(count), as_html(first)])
         for reason, count in report.left_out_responses.items():
-            reasons.append([split, f"response left out: {_text(reason)}", str(count), ""])
+            reasons.append([split, f"response left out: {as_html(reason)}", str(count), ""])
         if report.truncated_rows:
-            reasons.append([split, "response cut", str(report.truncated_rows), _text(report.first_truncated)])
-    why = _table(["split", "what", "count", "first"], reasons, numbers={2}) if reasons else ""
-    table = _table(["", *reports], body, numbers=set(range(1, len(reports) + 1)))
-    return f"<h2>Rows</h2>\n{table}{why}"
+            reasons.append([split, "response cut", str(report.truncated_rows), as_html(report.first_truncated)])
+    why = table(["split", "what", "count", "first"], reasons, numbers={2}) if reasons else ""
+    shown = table(["", *reports], body, numbers=set(range(1, len(reports) + 1)))
+    return f"<h2>Rows</h2>\n{shown}{why}"
 
 
 def _reading(reader: Reader, material: Material, spans: Mapping[str, int]) -> str:
@@ -160,8 +103,7 @@ def _reading(reader: Reader, material: Material, spans: Mapping[str, int]) -> st
         "BOS": "none" if tokenizer.bos_token_id is None else _token(tokenizer, tokenizer.bos_token_id),
         "closing token": closing,
     }
-    shown = "".join(f"<span>{name} <b>{_text(value)}</b></span>\n" for name, value in facts.items())
-    parts = [f'<section>\n<h2>{_text(reader.title)}</h2>\n<p class="facts">{shown}</p>\n']
+    parts = [f"<section>\n<h2>{as_html(reader.title)}</h2>\n{fact_line(facts.items())}"]
     fits = {split: reader.speaker.fits[split] for split in material.prepared}
     parts.append(_sizes(fits, material.config.data.max_length))
     parts.append('<div class="columns">\n')
@@ -181,13 +123,13 @@ def _sizes(fits: Mapping[str, FitReport], max_length: int) -> str:
         for what, histogram in (("prompts", fit.prompt_tokens), ("responses", fit.response_tokens)):
             marks = [quantile(histogram, share) for share in QUANTILES]
             body.append([f"{split}: {what}", *map(str, marks), str(max(histogram, default=0))])
-    sizes = _table(head, body, numbers=set(range(1, len(head))))
+    sizes = table(head, body, numbers=set(range(1, len(head))))
     body = []
     for split, fit in fits.items():
         mean, longest, padding = used(fit, max_length)
         body.append([split, str(fit.tokens), str(fit.longest), f"{mean:.1%}", f"{longest:.1%}", f"{padding:.1%}"])
     head = ["", "tokens", "longest", "mean of max_length", "longest of max_length", "padding if padded to it"]
-    return sizes + _table(head, body, numbers=set(range(1, len(head))))
+    return sizes + table(head, body, numbers=set(range(1, len(head))))
 
 
 def _odd(fits: Mapping[str, FitReport]) -> str:
@@ -196,23 +138,10 @@ def _odd(fits: Mapping[str, FitReport]) -> str:
         for split, fit in fits.items():
             if count := getattr(fit, name):
                 share = f"{count / max(fit.rows, 1):.2%}"
-                body.append([split, f"rows that {what}", str(count), share, _text(fit.first.get(name, "unknown"))])
+                body.append([split, f"rows that {what}", str(count), share, as_html(fit.first.get(name, "unknown"))])
     if not body:
         return '<p class="good">All rows are read as they are written.</p>\n'
-    return _table(["split", "what", "count", "share", "first"], body, numbers={2, 3})
-
-
-def _table(head: Sequence[str], body: Iterable[Sequence[str]], numbers: set[int]) -> str:
-    """A table of cells that are HTML already; those in the columns of numbers are set to the right."""
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "".join(
-            f'<{tag} class="n">{cell}</{tag}>' if index in numbers else f"<{tag}>{cell}</{tag}>"
-            for index, cell in enumerate(cells)
-        )
-
-    lines = "".join(f"<tr>{row(cells, 'td')}</tr>\n" for cells in body)
-    return f'<div class="wide"><table>\n<tr>{row(head, "th")}</tr>\n{lines}</table></div>\n'
+    return table(["split", "what", "count", "share", "first"], body, numbers={2, 3})
 
 
 # ---- histograms ------------------------------------------------------------------------------------------------------
@@ -261,7 +190,7 @@ def _histogram(histogram: Mapping[int, int], end: int, title: str) -> str:
 
 def _example(example: Rendered) -> str:
     parts = [
-        f"<section>\n<h3>First example <small>{_text(example.source)}, {len(example.responses)} responses, prompt of "
+        f"<section>\n<h3>First example <small>{as_html(example.source)}, {len(example.responses)} responses, prompt of "
         f"{example.prompt_tokens} tokens</small></h3>\n{_LEGEND}"
     ]
     for number, pieces in enumerate(example.responses, start=1):
@@ -289,22 +218,7 @@ def _piece(piece: Piece, place: int) -> str:
     names = ["t", "ab"[place % 2]]
     names += ["s"] * piece.scored + ["x"] * (piece.kind != TEXT) + ["e"] * (piece.kind == CLOSING)
     said = f"{ids}{kind}{', scored' if piece.scored else ''}"
-    return f'<span class="{" ".join(names)}" title="{said}">{_text(piece.text, spaces=True)}</span>'
-
-
-def _text(text: str, spaces: bool = False) -> str:
-    """Text as HTML: hidden characters as <b class="c">U+202E</b>; on demand, spaces and newlines are marked."""
-    return "".join(_character(one, spaces) for one in text)
-
-
-def _character(one: str, spaces: bool) -> str:
-    if spaces and one == " ":
-        return "<i> </i>"
-    if spaces and one == "\n":
-        return "<u>\n</u>"
-    if one == "\n" or is_hidden(one):
-        return f'<b class="c">U+{ord(one):04X}</b>'
-    return html.escape(one)
+    return f'<span class="{" ".join(names)}" title="{said}">{as_html(piece.text, spaces=True)}</span>'
 
 
 def _token(tokenizer: Any, token: int) -> str:

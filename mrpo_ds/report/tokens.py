@@ -1,6 +1,5 @@
 """One sequence of token ids as a person reads it: its text, cut where the tokens are, with nothing hidden."""
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -8,6 +7,7 @@ from typing import Any
 
 from mrpo_ds.data.rendering import Encoded, Renderer
 from mrpo_ds.data.special_text import special_ids
+from mrpo_ds.report.markup import is_hidden
 
 TEXT, SPECIAL, BOS, CLOSING = "text", "special", "BOS", "closing"
 """Kinds of pieces."""
@@ -16,7 +16,6 @@ SPACE = "\u00b7"
 DIVIDER = "\u2502"
 """Stands between pieces in as_line. Not the ASCII one, which is a part of many special tokens."""
 _BROKEN = "\ufffd"  # what a decoder writes for a part of a character
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}  # Unicode categories that cannot be seen, or that rearrange
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _MARKS = {character: f"\\{character}" for character in f"\\{{}}{SPACE}{DIVIDER}"}
 
@@ -67,11 +66,6 @@ def runs_of(pieces: Iterable[Piece]) -> list[tuple[bool, list[Piece]]]:
 def num_tokens(pieces: Iterable[Piece]) -> int:
     """How many tokens the pieces are."""
     return sum(len(piece.ids) for piece in pieces)
-
-
-def is_hidden(character: str) -> bool:
-    """Whether a character other than the space and the newline cannot be seen, or changes how others are shown."""
-    return character not in " \n" and unicodedata.category(character) in _HIDDEN
 
 
 def one_line(text: str) -> str:

@@ -55,11 +55,15 @@ MAY_IMPORT = {
     "evaluation": "engine metrics objective",
     "failures": "errors types distributed data metrics objective",
     "material": "errors types losses config config.schema data models console",
-    "report": "errors config.schema data console material",
+    "report.markup": "errors",
+    "report.style": "",
+    "report": "errors config.schema data console material report.markup report.style",
     # the command line and its workers, which are processes of their own
     "leaderboard": "errors accelerator manifest config config.schema data console models",
     "check": "errors config config.schema data distributed.topology reference material models stores "
-    "checkpoint console report leaderboard",
+    "checkpoint console report report.markup leaderboard",
+    "dashboard": "errors console tracking report.markup report.style",
+    "dashboard.workspace": "errors manifest console tracking dashboard",
     "plan": "errors accelerator types ops config config.schema data distributed.topology material models check console",
     "budget": "",
     "train": "errors types config.schema learning_rate memory budget accounting data distributed console tracking "
@@ -79,6 +83,7 @@ MAY_IMPORT = {
     "reference models metrics material run",
     "cli": "errors accelerator config console reference stores check plan run slurm topology_picture leaderboard "
     "comparison",
+    "cli": "errors accelerator config console reference stores check dashboard dashboard.workspace plan run",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -88,12 +93,13 @@ KNOWN_CYCLE = ("tracking", "plots")
 ONLY_IN = {
     "torch.distributed": "distributed",
     "deepspeed": "engine partitions",
-    "wandb": "tracking comparison",
+    "wandb": "tracking comparison dashboard.workspace",
     "matplotlib": "plots topology_picture comparison",
     "numpy": "plots comparison",
     "tqdm": "console",
     "omegaconf": "config",
-    "yaml": "config leaderboard",
+    "yaml": "config leaderboard dashboard",
+    "wandb_workspaces": "dashboard.workspace",
     "psutil": "memory session distributed roles plan plan.probe",
     "tokenizers": "data",
     "transformers": "data models stores check export demo plan plan.probe leaderboard comparison",

@@ -20,7 +20,8 @@ from mrpo_ds.data.accounts import FitReport
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.material import POLICY, Material, prepare
 from mrpo_ds.report import page
-from mrpo_ds.report.page import check_page_path, write_page
+from mrpo_ds.report.markup import check_page_path
+from mrpo_ds.report.page import write_page
 from mrpo_ds.report.text import bins, check_fits, leaked, log_data_report, quantile, readers, used
 from tests.page import Page, read_page
 from tests.support import base_config, make_rows, write_config, write_jsonl

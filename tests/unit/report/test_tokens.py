@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from tokenizers import decoders
 
 from mrpo_ds.data.rendering import Renderer
+from mrpo_ds.report.markup import is_hidden
 from mrpo_ds.report.tokens import (
     BOS,
     CLOSING,
     SPECIAL,
     Piece,
     as_line,
-    is_hidden,
     num_tokens,
     one_line,
     pieces_of,
