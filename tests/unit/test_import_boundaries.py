@@ -31,14 +31,15 @@ MAY_IMPORT = {
     "config.outputs": "errors",
     "config.schema": "errors config.shares config.outputs",
     # the losses' options by file name, so that yaml needs no torch
-    "config": "errors manifest registry config.schema config.shares",
+    "config": "errors manifest registry config.schema config.shares config.outputs",
     "learning_rate": "config.schema",
     "data": "errors types registry config.schema config.shares",
     "distributed": "errors config.schema",
     "console": "",
-    "tracking": "errors config.outputs console manifest plots wandb_files",
+    "wandb_sink": "config.outputs console wandb_files",
+    "tracking": "errors config.outputs console manifest plots wandb_sink",
     "plots": "errors tracking",
-    "reference": "errors types data distributed console manifest",
+    "reference": "errors types data distributed console manifest memory",
     "flops": "types",
     "peaks": "",
     "accounting": "types flops",
@@ -54,17 +55,18 @@ MAY_IMPORT = {
     "evaluation": "engine metrics objective",
     "failures": "errors types distributed data metrics objective",
     "material": "errors types losses config config.schema data models console",
+    "samples": "errors types memory config.schema data distributed console models engine material",
     "report": "errors config.schema data console material",
     "check": "errors config config.schema data distributed.topology reference material models stores "
     "checkpoint console report",
     "plan": "errors accelerator types ops config config.schema data distributed.topology material models check console",
     "budget": "",
     "train": "errors types config.schema learning_rate memory budget accounting data distributed console tracking "
-    "reference engine checkpoint metrics objective evaluation failures",
+    "reference engine checkpoint metrics objective evaluation failures samples",
     "dry_run": "errors config.schema memory data distributed console engine",
     "roles": "errors types activations config config.schema memory flops peaks accounting data distributed console "
-    "tracking reference models stores export preflight engine checkpoint metrics objective material budget train "
-    "dry_run",
+    "tracking reference models stores export preflight engine checkpoint metrics objective material budget samples "
+    "train dry_run wandb_sink",
     "plan.probe": "types config config.schema distributed models engine plan",
     "session": "errors console",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session",
@@ -79,7 +81,7 @@ KNOWN_CYCLE = ("tracking", "plots")
 ONLY_IN = {
     "torch.distributed": "distributed",
     "deepspeed": "engine",
-    "wandb": "tracking",
+    "wandb": "wandb_sink",
     "matplotlib": "plots",
     "numpy": "plots",
     "tqdm": "console",
@@ -87,14 +89,14 @@ ONLY_IN = {
     "yaml": "config",
     "psutil": "memory session distributed roles plan plan.probe",
     "tokenizers": "data",
-    "transformers": "data models stores check export demo plan plan.probe",
+    "transformers": "data models stores check export demo samples plan plan.probe",
     "safetensors": "export shards",
     "datasets": "data",
     "pyarrow": "data reference",
     "jinja2": "data",
     "torch": "accelerator flops peaks memory activations material types ops losses data distributed reference models "
     "stores export preflight shards engine checkpoint metrics objective evaluation failures check train dry_run roles "
-    "demo plan plan.probe",
+    "samples demo plan plan.probe",
 }
 
 
