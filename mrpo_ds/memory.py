@@ -45,6 +45,14 @@ def describe_memory() -> str:
     return f"{peak_memory_gib():.2f} GiB used by this rank, {left / 2**30:.2f} GiB left"
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process can still take, of a GPU (what torch keeps for later included) or of the host."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + kept)
+    return available_bytes()
+
+
 def available_bytes() -> int:
     """Host memory that can still be used without swapping: the machine's, or less where something limits it.
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -40,12 +40,14 @@ from mrpo_ds.peaks import device_peak_tflops
 from mrpo_ds.preflight import Forward, check_selected_logps, unfit_for_packing, unfit_for_sharing
 from mrpo_ds.reference.client import ReferenceClient
 from mrpo_ds.reference.colocated import ColocatedReferences
-from mrpo_ds.reference.scoring import Answered, ReferenceScorer, Scorer
+from mrpo_ds.reference.scoring import Answered, ReferenceScorer, Scored, Scorer
 from mrpo_ds.reference.served import ServedReferences, serve
 from mrpo_ds.reference.stored import StoredScorer, look_up, refuse_missing, remember
+from mrpo_ds.samples import make_sampler
 from mrpo_ds.stores import TOLERANCE_NATS, store_of, uses_store
 from mrpo_ds.tracking import Tracker, read_jsonl
 from mrpo_ds.train import PolicyRun, Report, asked_of_references, describe_preferences
+from mrpo_ds.wandb_sink import log_job
 
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: a weight and AdamW's two moments in fp32."""
@@ -92,13 +94,10 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
         accounting=_accounting(config, engine, world),
         restorable=restorable,
         state=state,
+        sampler=make_sampler(config, engine.scorer.model, material, world),
     )
-    rows = read_jsonl(run_dir / "evals.jsonl") if world.is_main and state.step else []
-    for row in rows:
-        if row["step"] == 0:
-            run.evals["before"] = {name: value for name, value in row.items() if name != "step"}
-    for known in gather_objects([str(row["step"]) for row in rows]):
-        run.evaluated.update(int(step) for step in known)
+    if state.step:
+        _recall_evaluations(run, run_dir, world)
     with closing(references):
         run.run(material.eval_batches(), material.train_batches(state.step))
     report("export", run.state.step)
@@ -110,6 +109,18 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
     if run.tracker:
         run.tracker.finish(_summary(run, material), 0)
         _say_what_was_made(run)
+
+
+def _recall_evaluations(run: PolicyRun, run_dir: Path, world: World) -> None:
+    """What the run that is resumed has recorded of its evaluations; every rank must call it."""
+    rows = read_jsonl(run_dir / "evals.jsonl") if world.is_main else []
+    for row in rows:
+        if row["step"] == 0:
+            run.evals["before"] = {name: value for name, value in row.items() if name != "step"}
+    samples = read_jsonl(run_dir / "samples.jsonl") if world.is_main else []
+    for steps, known in ((run.evaluated, rows), (run.sampled, samples)):
+        for said in gather_objects(sorted({str(row["step"]) for row in known})):
+            steps.update(int(step) for step in said)
 
 
 def run_reference(material: Material, world: World, first_step: int, report: Report) -> None:
@@ -129,9 +140,11 @@ def run_score(material: Material, world: World, report: Report, answered: Answer
     answered is told what each reference says about each batch, on every rank.
     """
     config = material.config
+    logged: list[dict[str, float]] = []
     for reference in config.references:
         (scorer,) = _stored_scorers([reference], material, world, report)
         encodings = material.speakers[reference.name].encodings
+        done = _Scoring()
         with closing(scorer), progress(sum(map(len, encodings.values())), f"scoring {reference.name}", "row") as bar:
             for split, rows in sorted(encodings.items()):
                 for batch in batches_of(split, len(rows), SCORED_AT_ONCE * world.size):
@@ -139,8 +152,42 @@ def run_score(material: Material, world: World, report: Report, answered: Answer
                     scored = scorer.score(batch)
                     if answered is not None:
                         answered(reference.name, batch, scored)
+                    done.add(scored, len(batch.ids))
                     bar.update(len(batch.ids))
         scorer.check_kept()
+        logged.append(done.metrics(f"ref/{reference.name}"))
+    if world.is_main and answered is None:
+        run_dir = Path(config.output_dir)
+        beside = run_dir.with_name(f"{run_dir.name}-score")  # the run's own must be new when it is trained into
+        log_job("score", beside, config.tracking.wandb, to_dict(config), logged)
+
+
+@dataclass
+class _Scoring:
+    """What the score command did with one reference."""
+
+    rows: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    stored: float = 0.0
+
+    def add(self, scored: Scored, rows: int) -> None:
+        """Count a batch."""
+        self.rows += rows
+        self.tokens += scored.tokens
+        self.seconds += scored.seconds
+        self.stored += scored.stored * rows
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """The names of a training run's telemetry, and rows."""
+        values = {
+            "rows": float(self.rows),
+            "score_seconds": self.seconds,
+            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
+            "stored_fraction": self.stored / max(self.rows, 1),
+            "memory_gib": peak_memory_gib(),
+        }
+        return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def _budget(config: Config, engine: DeepSpeedEngine, tracker: Tracker) -> Budget:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import NoReturn
 
 import torch
@@ -30,6 +31,7 @@ from mrpo_ds.memory import peak_memory_gib
 from mrpo_ds.metrics import Totals
 from mrpo_ds.objective import Objective, ScoredBatch
 from mrpo_ds.reference.client import ReferenceAnswer, ReferenceClient
+from mrpo_ds.samples import Sampler
 from mrpo_ds.tracking import Tracker, failure_file
 from mrpo_ds.types import Needs
 
@@ -99,6 +101,9 @@ class PolicyRun:
     """Held-out metrics before and after training, for the summary."""
     evaluated: set[int] = field(default_factory=set)
     """Steps whose evaluation the run that is resumed has already recorded; the same on every rank."""
+    sampler: Sampler | None = None
+    sampled: set[int] = field(default_factory=set)
+    """As evaluated, for samples."""
 
     def run(self, eval_batches: Batches, train_batches: Batches) -> None:
         """Score the held-out rows once, then evaluate, train, checkpoint and evaluate to the end.
@@ -120,7 +125,7 @@ class PolicyRun:
     def _train(self, held_out: "list[_Answered]", batches: Batches, answers: Iterator[ReferenceAnswer]) -> None:
         if self.state.step == 0:
             self.evals["before"] = self._evaluate(held_out)
-        elif self._evaluation_due() and self.state.step not in self.evaluated:  # stopped before it had been made
+        elif self._evaluation_due() and not self._is_recorded(held_out):  # stopped before it had been made
             self._evaluate(held_out)
         with progress(len(batches), "training", "step") as bar:
             for batch in batches:
@@ -231,6 +236,9 @@ class PolicyRun:
             values[f"ref/{name}/score_seconds"] = reference.score_seconds[k]
             values[f"ref/{name}/stored_fraction"] = reference.stored[k]
             values[f"ref/{name}/tokens_per_second"] = reference.tokens[k] / max(reference.score_seconds[k], 1e-9)
+            spent = reference.idle_seconds[k] + reference.score_seconds[k]
+            values[f"ref/{name}/idle_fraction"] = reference.idle_seconds[k] / max(spent, 1e-9)
+            values[f"ref/{name}/memory_gib"] = reference.memory_gib[k]
         return values
 
     def _leave_out(self, step: int, error: NonFiniteError) -> dict[str, float]:
@@ -273,22 +281,41 @@ class PolicyRun:
         log(f"warning: {message}; put it first in references, unless this is meant")
 
     def _evaluate(self, held_out: "list[_Answered]") -> dict[str, float]:
-        if not held_out:
-            return {}
         started = time.perf_counter()
-        metrics = evaluate_preferences(self.engine, self.objective, self._one_by_one(held_out))
+        metrics: dict[str, float] = {}
+        if held_out:
+            metrics = evaluate_preferences(self.engine, self.objective, self._one_by_one(held_out))
+            if self.tracker and self.state.step not in self.evaluated:
+                self.tracker.log_eval(self.state.step, metrics)
+            log(f"step {self.state.step}: held-out {describe_preferences(metrics)}loss {metrics['loss']:.4f}")
+        if self.sampler and self.state.step not in self.sampled:
+            self._sample(self.sampler)
         if self.budget:
             self.budget.took("evaluate", time.perf_counter() - started)
-        if self.tracker and self.state.step not in self.evaluated:
-            self.tracker.log_eval(self.state.step, metrics)
-        log(f"step {self.state.step}: held-out {describe_preferences(metrics)}loss {metrics['loss']:.4f}")
         return metrics
+
+    def _sample(self, sampler: Sampler) -> None:
+        started = time.perf_counter()
+        samples = sampler.sample(self._between_batches)
+        if self.tracker:
+            self.tracker.log_samples(self.state.step, samples)
+        first = shorten(samples[0]["text"], 60, placeholder=" ...")
+        seconds = time.perf_counter() - started
+        log(f"step {self.state.step}: {len(samples)} samples in {seconds:.1f} s (samples.jsonl), the first: {first!r}")
+
+    def _is_recorded(self, held_out: "list[_Answered]") -> bool:
+        """Whether the run that is resumed has made this step's evaluation to its end."""
+        step = self.state.step
+        return (not held_out or step in self.evaluated) and (self.sampler is None or step in self.sampled)
 
     def _one_by_one(self, held_out: "list[_Answered]") -> Iterator[ScoredBatch]:
         for answered in held_out:
-            self._stop_if_due()
-            self.report("evaluate", self.state.step)
+            self._between_batches()
             yield self._scored(answered)
+
+    def _between_batches(self) -> None:
+        self._stop_if_due()
+        self.report("evaluate", self.state.step)
 
     def _save(self) -> None:
         self.report("checkpoint", self.state.step)

@@ -42,7 +42,7 @@ class Runs:
 
     def __init__(self, root: Path, command: Command = mrpo_ds) -> None:
         self.root = root
-        self._command = command
+        self.command = command
         self._pool = ThreadPoolExecutor(max_workers=2)
         self._started: dict[str, Future[Run]] = {}
 
@@ -52,7 +52,7 @@ class Runs:
             directory = self.root / name
             path = write_config(self.root / f"{name}.yaml", {**config, "output_dir": str(directory)})
             self._started[name] = self._pool.submit(
-                lambda: Run(directory, self._command("train", str(path), *arguments, timeout=500))
+                lambda: Run(directory, self.command("train", str(path), *arguments, timeout=500))
             )
 
     def train(self, name: str, config: dict[str, Any], *arguments: str, code: int = 0) -> Run:

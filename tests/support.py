@@ -162,7 +162,7 @@ def base_config(root: Path, references: int = 2) -> dict[str, Any]:
         "train": {"batch_size": 8, "micro_batch_size": 4, "max_steps": 4, "learning_rate": 1e-3, "epochs": 9},
         "deepspeed": str(ROOT / "ds_configs" / "zero3.json"),
         "checkpoint": {"every_steps": 0},
-        "evaluate": {"every_steps": 0},
+        "evaluate": {"every_steps": 0, "samples": {"held_out": 0}},
         "tracking": {"plots": False, "wandb": {"mode": "disabled"}},
         "output_dir": str(root / "run"),
     }
@@ -283,7 +283,8 @@ def read_metrics(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, A
 
 def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of a metrics file without what the clock and the machine decide: the rest must repeat to the bit."""
-    ends = ("/wait_seconds", "/score_seconds", "/tokens_per_second", "/stored_fraction")
+    ends = ("wait_seconds", "score_seconds", "tokens_per_second", "stored_fraction", "idle_fraction", "memory_gib")
+    ends = tuple(f"/{end}" for end in ends)
     return [
         {name: value for name, value in row.items() if not name.startswith("perf/") and not name.endswith(ends)}
         for row in rows

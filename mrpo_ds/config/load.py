@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from mrpo_ds.config.outputs import TrackingConfig
 from mrpo_ds.config.schema import MISSING, Config, LossConfig
 from mrpo_ds.config.validate import settle_loss, validate_sections
 from mrpo_ds.errors import ConfigError, require
@@ -24,6 +25,7 @@ ALLOWED = {
     int: "a whole number",
     float: "a number",
     bool: "true | false",
+    list[str]: "a list of texts",
     dict[str, int]: "a mapping of names to whole numbers",
 }
 """What a value of each type of the schema looks like in YAML, for messages."""
@@ -42,7 +44,14 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     loss_options = plain.pop("loss", None)
     config = cast(Config, _build(Config, {**plain, "loss": None}, ""))  # the loss's own module builds it
     validate_sections(config)
-    return settle_loss(replace(config, loss=_build_loss(loss_options)))
+    return settle_loss(replace(config, loss=_build_loss(loss_options), tracking=_grouped(config.tracking, path)))
+
+
+def _grouped(tracking: TrackingConfig, path: str) -> TrackingConfig:
+    """With a W&B group: the runs of one config file, such as those of a sweep, belong together."""
+    if tracking.wandb.group is not None or os.environ.get("WANDB_RUN_GROUP"):
+        return tracking
+    return replace(tracking, wandb=replace(tracking.wandb, group=Path(path).stem))
 
 
 def load_record(schema: type[T], path: str, what: str, examples: str) -> T:

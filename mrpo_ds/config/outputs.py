@@ -28,6 +28,24 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """What the policy says to fixed prompts at every evaluation: samples.jsonl, docs/wandb.md."""
+
+    held_out: int = 4
+    """The first so many prompts of data.eval, >= 0."""
+    prompts: list[str] = field(default_factory=list)
+    """Texts of users that are asked before them, each as a conversation of its own."""
+    max_new_tokens: int = 64
+    """Most tokens of an answer, >= 1. The likeliest token is taken each time."""
+
+    def __post_init__(self) -> None:
+        require(self.held_out >= 0, "evaluate.samples.held_out", self.held_out, ">= 0 prompts")
+        for index, text in enumerate(self.prompts):
+            require(bool(text.strip()), f"evaluate.samples.prompts[{index}]", text, "text that is not empty")
+        require(self.max_new_tokens >= 1, "evaluate.samples.max_new_tokens", self.max_new_tokens, ">= 1 token")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Preference evaluation on data.eval, and a leaderboard's tasks after training."""
 
@@ -39,6 +57,8 @@ class EvaluateConfig:
     """At most so many documents of each task, >= 1, for trials; null: all."""
     offline: str | None = None
     """A mirror of the suite's data (mrpo-ds eval-prefetch), for machines without a network; null: the Hub."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """What the policy is asked."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "evaluate.every_steps", self.every_steps, ">= 0 steps")
@@ -57,12 +77,15 @@ class WandbConfig:
     entity: str | None = None
     """Team or user, or null for the account's default."""
     group: str | None = None
-    """Runs of one experiment share a group."""
+    """Runs of one experiment share a group. null: WANDB_RUN_GROUP, else the name of the config file; "": none."""
     name: str | None = None
     """Run name, or null for the name of output_dir."""
+    log_model: str = "none"
+    """none | end: at the end, the trained model as an artifact."""
 
     def __post_init__(self) -> None:
         require_choice("tracking.wandb.mode", self.mode, ("auto", "online", "offline", "disabled"))
+        require_choice("tracking.wandb.log_model", self.log_model, ("none", "end"))
 
 
 @dataclass(frozen=True, kw_only=True)

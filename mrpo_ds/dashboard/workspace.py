@@ -10,7 +10,7 @@ from mrpo_ds.dashboard.panels import Panel, Section
 from mrpo_ds.dashboard.sections import SECTIONS
 from mrpo_ds.errors import ConfigError, MrpoError
 from mrpo_ds.manifest import write_atomic
-from mrpo_ds.tracking import has_credentials
+from mrpo_ds.wandb_sink import has_credentials
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

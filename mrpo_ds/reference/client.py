@@ -27,6 +27,8 @@ class ReferenceAnswer:
     """[K] how long each reference then waited for the policy to take the answer before this one."""
     stored: list[float]
     """[K] share of the responses whose log-prob each reference found in its store."""
+    memory_gib: list[float]
+    """[K] peak memory of each reference's first rank, as mrpo_ds/memory.py measures it."""
 
 
 class ReferenceClient(Protocol):

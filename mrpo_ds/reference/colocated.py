@@ -7,6 +7,7 @@ import torch
 
 from mrpo_ds.data.encodings import SplitEncodings, shape_of
 from mrpo_ds.data.plan import Batch
+from mrpo_ds.memory import peak_memory_gib
 from mrpo_ds.reference.client import ReferenceAnswer
 from mrpo_ds.reference.scoring import Scorer
 
@@ -34,6 +35,7 @@ class ColocatedReferences:
                 tokens=[float(one.tokens) for one in scored],
                 idle_seconds=[0.0] * len(scored),
                 stored=[one.stored for one in scored],
+                memory_gib=[peak_memory_gib()] * len(scored),
             )
 
     def close(self) -> None:

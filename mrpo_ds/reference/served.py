@@ -14,11 +14,12 @@ from mrpo_ds.data.encodings import SplitEncodings, shape_of
 from mrpo_ds.data.plan import Batch
 from mrpo_ds.distributed.bridge import Bridge, BrokenBridge, Interrupted
 from mrpo_ds.distributed.collectives import broadcast_from_leader
+from mrpo_ds.memory import peak_memory_gib
 from mrpo_ds.reference.client import ReferenceAnswer
 from mrpo_ds.reference.scoring import Scored, Scorer
 
-TELEMETRY = 4
-"""score seconds, tokens, idle seconds, stored."""
+TELEMETRY = 5
+"""score seconds, tokens, idle seconds, stored, memory."""
 NOTHING = -1.0
 """The leader broadcasts this, in the place of an answer that will not come: no part of an answer's telemetry is < 0."""
 
@@ -103,7 +104,7 @@ def message_size(prompts: int, responses: int) -> int:
 
 
 def _pack(scored: Scored, idle_seconds: float) -> Tensor:
-    values = [scored.seconds, float(scored.tokens), idle_seconds, scored.stored]
+    values = [scored.seconds, float(scored.tokens), idle_seconds, scored.stored, peak_memory_gib()]
     telemetry = torch.tensor(values, dtype=torch.float64)
     return torch.cat([scored.logps.double().flatten().cpu(), scored.lengths.double().flatten().cpu(), telemetry])
 
@@ -111,7 +112,7 @@ def _pack(scored: Scored, idle_seconds: float) -> Tensor:
 def _unpack(received: Tensor, shape: tuple[int, int], wait_seconds: float) -> ReferenceAnswer:
     """Received [K, message size] -> the answer."""
     count = shape[0] * shape[1]
-    telemetry = received[:, 2 * count :].cpu()  # [K, 4]
+    telemetry = received[:, 2 * count :].cpu()  # [K, TELEMETRY]
     return ReferenceAnswer(
         logps=received[:, :count].reshape(-1, *shape).float(),
         lengths=received[:, count : 2 * count].reshape(-1, *shape).float(),
@@ -120,4 +121,5 @@ def _unpack(received: Tensor, shape: tuple[int, int], wait_seconds: float) -> Re
         tokens=telemetry[:, 1].tolist(),
         idle_seconds=telemetry[:, 2].tolist(),
         stored=telemetry[:, 3].tolist(),
+        memory_gib=telemetry[:, 4].tolist(),
     )

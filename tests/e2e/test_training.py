@@ -236,7 +236,7 @@ def test_metrics_have_the_names_that_the_field_uses(full):
     trained |= {f"perf/{name}" for name in ("tokens_per_second", "seconds_per_step", "reference_wait_seconds")}
     trained |= {"perf/model_tflops_per_second", "perf/recompute_fraction"}
     of_references = {"logps/chosen", "logps/rejected", "margin", "accuracy", "weight", "clip_fraction"}
-    telemetry = {"wait_seconds", "score_seconds", "tokens_per_second"}
+    telemetry = {"wait_seconds", "score_seconds", "tokens_per_second", "idle_fraction", "memory_gib"}
     for reference in ("ref1", "ref2"):
         shared |= {f"ref/{reference}/{name}" for name in of_references}
         trained |= {f"ref/{reference}/{name}" for name in telemetry}
@@ -319,7 +319,8 @@ def resumed(runs, full, full_config):
 
 
 def of_the_clock(name):
-    return name.startswith("perf/") or re.fullmatch(r"ref/.*/(wait_seconds|score_seconds|tokens_per_second)", name)
+    telemetry = "wait_seconds|score_seconds|tokens_per_second|idle_fraction|memory_gib"
+    return name.startswith("perf/") or re.fullmatch(rf"ref/.*/({telemetry})", name)
 
 
 def test_a_resumed_run_continues_bit_for_bit(full, resumed):

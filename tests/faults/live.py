@@ -48,7 +48,7 @@ def settings(root: Path, steps: int = 12, **changes: dict[str, Any]) -> dict[str
     config["topology"] |= {"policy": 2, "timeout_seconds": SILENCE}
     config["train"] |= {"max_steps": steps, "epochs": steps}
     config["checkpoint"] = {"every_steps": 2, "keep": 2}
-    config["evaluate"] = {"every_steps": 3}
+    config["evaluate"] |= {"every_steps": 3}
     for section, values in changes.items():
         config[section] = {**config.get(section, {}), **values}
     return config

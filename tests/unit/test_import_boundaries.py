@@ -31,14 +31,15 @@ MAY_IMPORT = {
     "config.outputs": "errors",
     "config.schema": "errors config.shares config.outputs",
     # the losses' options by file name, so that yaml needs no torch
-    "config": "errors manifest registry config.schema config.shares",
+    "config": "errors manifest registry config.schema config.shares config.outputs",
     "learning_rate": "config.schema",
     "data": "errors types registry config.schema config.shares",
     "distributed": "errors config.schema",
     "console": "",
-    "tracking": "errors config.outputs console manifest plots wandb_files",
+    "wandb_sink": "config.outputs console wandb_files",
+    "tracking": "errors config.outputs console manifest plots wandb_sink",
     "plots": "errors tracking",
-    "reference": "errors types data distributed console manifest",
+    "reference": "errors types data distributed console manifest memory",
     "flops": "types",
     "peaks": "",
     "accounting": "types flops",
@@ -60,18 +61,19 @@ MAY_IMPORT = {
     "report": "errors config.schema data console material report.markup report.style",
     # the command line and its workers, which are processes of their own
     "leaderboard": "errors accelerator manifest config config.schema data console models",
+    "samples": "errors types memory config.schema data distributed console models engine material",
     "check": "errors config config.schema data distributed.topology reference material models stores "
     "checkpoint console report report.markup leaderboard",
     "dashboard": "errors console tracking report.markup report.style",
-    "dashboard.workspace": "errors manifest console tracking dashboard",
+    "dashboard.workspace": "errors manifest console wandb_sink dashboard",
     "plan": "errors accelerator types ops config config.schema data distributed.topology material models check console",
     "budget": "",
     "train": "errors types config.schema learning_rate memory budget accounting data distributed console tracking "
-    "reference engine checkpoint metrics objective evaluation failures",
+    "reference engine checkpoint metrics objective evaluation failures samples",
     "dry_run": "errors config.schema memory data distributed console engine",
     "roles": "errors types activations config config.schema memory flops peaks accounting data distributed console "
-    "tracking reference models stores export preflight engine checkpoint metrics objective material budget train "
-    "dry_run",
+    "tracking reference models stores export preflight engine checkpoint metrics objective material budget samples "
+    "train dry_run wandb_sink",
     "plan.probe": "types config config.schema distributed models engine plan",
     "session": "errors console",
     "run": "errors accelerator config.schema distributed console checkpoint material check roles session reference "
@@ -81,9 +83,8 @@ MAY_IMPORT = {
     "topology_picture": "errors config.schema distributed.placement distributed.topology manifest plots",
     "comparison": "errors types losses config config.schema data distributed.topology manifest console tracking plots "
     "reference models metrics material run",
-    "cli": "errors accelerator config console reference stores check plan run slurm topology_picture leaderboard "
-    "comparison",
-    "cli": "errors accelerator config console reference stores check dashboard dashboard.workspace plan run",
+    "cli": "errors accelerator config console reference stores check dashboard dashboard.workspace plan run slurm "
+    "topology_picture leaderboard comparison",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -93,7 +94,7 @@ KNOWN_CYCLE = ("tracking", "plots")
 ONLY_IN = {
     "torch.distributed": "distributed",
     "deepspeed": "engine partitions",
-    "wandb": "tracking comparison dashboard.workspace",
+    "wandb": "comparison dashboard.workspace wandb_sink",
     "matplotlib": "plots topology_picture comparison",
     "numpy": "plots comparison",
     "tqdm": "console",
@@ -102,7 +103,7 @@ ONLY_IN = {
     "wandb_workspaces": "dashboard.workspace",
     "psutil": "memory session distributed roles plan plan.probe",
     "tokenizers": "data",
-    "transformers": "data models stores check export demo plan plan.probe leaderboard comparison",
+    "transformers": "data models stores check export demo plan plan.probe leaderboard comparison samples",
     "safetensors": "export shards leaderboard",
     "lm_eval": "leaderboard",
     "huggingface_hub": "leaderboard",
@@ -111,7 +112,7 @@ ONLY_IN = {
     "jinja2": "data",
     "torch": "accelerator flops peaks memory activations material types ops losses data distributed reference models "
     "stores export preflight shards partitions engine checkpoint metrics objective evaluation failures check train "
-    "dry_run roles demo plan plan.probe leaderboard comparison",
+    "dry_run roles demo plan plan.probe leaderboard comparison samples",
 }
 
 

@@ -1,6 +1,7 @@
 """Tracking: the record survives kills, full disks and a W&B that is not there."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -16,7 +17,8 @@ import pytest
 from mrpo_ds.config.outputs import TrackingConfig, WandbConfig
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.tracking import Tracker, read_jsonl
-from mrpo_ds.wandb_files import steps_in
+from mrpo_ds.wandb_files import history_in, records_in, steps_in
+from mrpo_ds.wandb_sink import log_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES_ONLY = TrackingConfig(wandb=WandbConfig(mode="disabled"), plots=False)
@@ -33,6 +35,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     # What tracking sets when it is unset; set here, it is undone after the test.
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+    monkeypatch.delenv("WANDB_DATA_DIR")
 
 
 def open_tracker(run_dir: Path, config: TrackingConfig = FILES_ONLY, resume_step: int = 0) -> Tracker:
@@ -46,10 +50,10 @@ def run_script(
     head = """
         import sys
         from pathlib import Path
-        from mrpo_ds import console, tracking
+        from mrpo_ds import console, tracking, wandb_sink
         from mrpo_ds.config.outputs import TrackingConfig, WandbConfig
         console.configure_console(enabled=True)
-        tracking.WANDB_START_SECONDS = tracking.WANDB_FINISH_SECONDS = 2.0
+        wandb_sink.WANDB_START_SECONDS = wandb_sink.WANDB_FINISH_SECONDS = 2.0
         run_dir = Path(sys.argv[1])
         def open_tracker(mode, step=0):
             return tracking.Tracker(run_dir, TrackingConfig(wandb=WandbConfig(mode=mode), plots=False), {}, step)
@@ -70,7 +74,7 @@ def run_script(
 
 def logged(run_dir: Path) -> dict[str, list[int]]:
     """By kind of row, the steps that all offline files of a run hold together."""
-    found: dict[str, list[int]] = {"train": [], "eval": []}
+    found: dict[str, list[int]] = {"train": [], "eval": [], "samples": []}
     for path in run_dir.glob("wandb/offline-run-*/*.wandb"):
         for kind, step in steps_in(path):
             found[kind].append(step)
@@ -151,6 +155,43 @@ class TestFiles:
             open_tracker(tmp_path / "file" / "run")
 
 
+class TestSamples:
+    ROWS = ({"prompt": "Why?", "text": "So.\n", "tokens": 3, "finished": True}, {"prompt": "How?", "text": "\u2028"})
+
+    def test_a_row_for_each_prompt_with_its_number_and_of_how_many(self, tmp_path: Path) -> None:
+        open_tracker(tmp_path).log_samples(4, self.ROWS)
+        first, second = read_jsonl(tmp_path / "samples.jsonl")
+        assert first == {"step": 4, "sample": 1, "of": 2, **self.ROWS[0]}
+        assert (second["sample"], second["text"]) == (2, "\u2028")
+
+    def test_a_run_without_samples_has_no_file_of_them(self, tmp_path: Path) -> None:
+        tracker = open_tracker(tmp_path)
+        tracker.log_step(1, {"loss": 1.0})
+        tracker.sync()
+        tracker.finish({}, exit_code=0)
+        assert not (tmp_path / "samples.jsonl").exists()
+
+    @pytest.mark.parametrize("lost_bytes", [0, 1, 30, 70, 100, 140])
+    def test_resume_keeps_whole_evaluations_only(self, tmp_path: Path, lost_bytes: int) -> None:
+        """Of the last evaluation, a kill has cut off so many bytes."""
+        tracker = open_tracker(tmp_path)
+        for step in (0, 3, 6):
+            tracker.log_samples(step, self.ROWS)
+        file = tmp_path / "samples.jsonl"
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) - lost_bytes])
+        open_tracker(tmp_path, resume_step=7)
+        steps = [row["step"] for row in read_jsonl(file)]
+        assert steps == ([0, 0, 3, 3, 6, 6] if lost_bytes <= 1 else [0, 0, 3, 3])
+
+    def test_resume_cuts_later_ones(self, tmp_path: Path) -> None:
+        tracker = open_tracker(tmp_path)
+        for step in (0, 3, 6):
+            tracker.log_samples(step, self.ROWS)
+        open_tracker(tmp_path, resume_step=4).log_samples(6, self.ROWS[:1])
+        assert [row["step"] for row in read_jsonl(tmp_path / "samples.jsonl")] == [0, 0, 3, 3, 6]
+
+
 class TestFullDisk:
     def test_rows_are_lost_with_one_warning_and_counted(
         self, tmp_path: Path, console: None, capsys: pytest.CaptureFixture[str]
@@ -222,6 +263,71 @@ class TestWandb:
         text = capsys.readouterr().err
         assert "warning" not in text and "W&B offline; upload with: wandb sync" in text
         assert all(line.startswith("mrpo-ds | ") for line in text.splitlines())
+
+    def test_offline_holds_every_value_group_job_type_tables_and_artifacts(self, tmp_path: Path) -> None:
+        config = WandbConfig(mode="offline", group="ablation", log_model="end")
+        run_dir = tmp_path / "beta-0.1"
+        (run_dir / "model").mkdir(parents=True)
+        (run_dir / "model" / "weights.bin").write_bytes(b"0" * 100)
+        (run_dir / "config.yaml").write_text("loss: {name: dpo}\n")
+        tracker = open_tracker(run_dir, TrackingConfig(wandb=config, plots=False))
+        tracker.log_eval(0, {"loss": 0.75})
+        tracker.log_samples(0, TestSamples.ROWS)
+        tracker.log_step(1, {"loss": 1 / 3, "ref/llama/weight": 1e-30, "grad_norm": float("nan")})
+        tracker.log_eval(1, {"loss": 0.5})
+        tracker.finish({"steps": 1}, exit_code=0)
+
+        (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+        records = list(records_in(file))
+        (run,) = [record.run for record in records if record.HasField("run")]
+        assert (run.run_group, run.job_type, run.display_name) == ("ablation", "train", "beta-0.1")
+        rows: dict[int, dict[str, Any]] = {}
+        for step, values in history_in(file):
+            rows.setdefault(step, {}).update(values)
+        assert rows[1]["train/loss"] == 1 / 3 and rows[1]["train/ref/llama/weight"] == 1e-30
+        assert math.isnan(rows[1]["train/grad_norm"]) and rows[1]["eval/loss"] == 0.5 and rows[0]["eval/loss"] == 0.75
+        tables = {}
+        for name, step in (("samples/table", 0), ("evals/table", 1)):
+            assert rows[step][f"{name}/_type"] == "table-file"
+            tables[name] = json.loads((file.parent / "files" / rows[step][f"{name}/path"]).read_text())
+        assert tables["samples/table"]["columns"] == ["step", "sample", "of", *TestSamples.ROWS[0]]
+        assert tables["samples/table"]["data"][0] == [0, 1, 2, *TestSamples.ROWS[0].values()]
+        assert tables["evals/table"] == tables["evals/table"] | {"columns": ["step", "loss"]}
+        assert tables["evals/table"]["data"] == [[0, 0.75], [1, 0.5]]
+        artifacts = {record.artifact.type: record.artifact for record in records if record.HasField("artifact")}
+        contents = {kind: {one.path: one for one in artifacts[kind].manifest.contents} for kind in ("record", "model")}
+        assert set(contents["record"]) == {"config.yaml", "summary.json", "evals.jsonl", "samples.jsonl"}
+        weights = contents["model"]["weights.bin"]
+        assert Path(weights.local_path) == run_dir / "model" / "weights.bin", "not a second copy"
+        outside = [one.local_path for artifact in artifacts.values() for one in artifact.manifest.contents]
+        assert all(Path(path).is_relative_to(run_dir) for path in outside), "a sync needs the run directory alone"
+
+    def test_a_job_of_another_type_is_a_small_run_of_its_own(self, tmp_path: Path) -> None:
+        config = WandbConfig(mode="offline", group="ablation", name="of the training", log_model="end")
+        log_job("score", tmp_path / "run-score", config, {"model": {"path": "tiny"}}, [{"rows": 5.0}, {"rows": 6.0}])
+        (file,) = tmp_path.glob("run-score/wandb/offline-run-*/*.wandb")
+        (run,) = [record.run for record in records_in(file) if record.HasField("run")]
+        assert (run.run_group, run.job_type, run.display_name) == ("ablation", "score", "run-score")
+        assert [values["score/rows"] for _, values in history_in(file)] == [5, 6]
+        log_job("score", tmp_path / "none", WandbConfig(mode="disabled"), {}, [{"rows": 5.0}])
+        assert not (tmp_path / "none").exists()
+
+    def test_a_resumed_run_logs_the_samples_that_a_killed_process_had_not_written(self, tmp_path: Path) -> None:
+        killed = """
+            import os, signal
+            tracker = open_tracker("offline", int(sys.argv[2]))
+            for step in range(int(sys.argv[2]) + 1, int(sys.argv[3]) + 1):
+                tracker.log_step(step, {f"ref/{k}/weight": step + k for k in range(80)})
+                if step % 5 == 0:
+                    tracker.log_samples(step, [{"prompt": "Why?", "text": f"of step {step}"}])
+            if len(sys.argv) > 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            tracker.finish({}, exit_code=0)
+            """
+        run_script(killed, tmp_path, 0, 30, "kill", expected=-signal.SIGKILL)
+        run_script(killed, tmp_path, 25, 40)
+        assert sorted(logged(tmp_path)["samples"]) == [5, 10, 15, 20, 25, 30, 35, 40]
+        assert [row["step"] for row in read_jsonl(tmp_path / "samples.jsonl")] == [5, 10, 15, 20, 25, 30, 35, 40]
 
     def test_after_a_kill_the_offline_files_hold_every_step_once(self, tmp_path: Path) -> None:
         """Few rows were in the file of the killed process, in which W&B writes block by block."""

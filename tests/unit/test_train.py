@@ -97,7 +97,7 @@ def answer_of(invalid=(), batch=BATCH):
     for row in invalid:
         logps[1, row, 0] = torch.nan
     nothing = [0.0, 0.0]
-    return ReferenceAnswer(logps, torch.full(logps.shape, 9.0), 0.0, nothing, nothing, nothing, nothing)
+    return ReferenceAnswer(logps, torch.full(logps.shape, 9.0), 0.0, nothing, nothing, nothing, nothing, nothing)
 
 
 UPDATE = Update(step=3, learning_rate=0.5, ranks=1)

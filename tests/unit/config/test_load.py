@@ -38,6 +38,18 @@ def test_the_least_configuration_has_the_documented_defaults(load):
     assert config.data.train[0].adapter is None and config.data.eval == []
 
 
+def test_the_runs_of_one_file_are_one_group_of_wandb_unless_something_says_otherwise(load, yaml_file, monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    assert {load(f"train.seed={seed}").tracking.wandb.group for seed in (1, 2)} == {yaml_file.stem}
+    assert load("tracking.wandb.group=ablation").tracking.wandb.group == "ablation"
+    assert load("tracking.wandb.group=''").tracking.wandb.group == ""
+    saved = yaml_file.with_name("config.yaml")
+    save_config(load(), saved)
+    assert load_config(str(saved)).tracking.wandb.group == yaml_file.stem
+    monkeypatch.setenv("WANDB_RUN_GROUP", "sweep")
+    assert load().tracking.wandb.group is None
+
+
 def test_the_configuration_is_frozen(load):
     with pytest.raises(FrozenInstanceError):
         load().train.seed = 1
@@ -112,7 +124,7 @@ def test_an_unknown_key_at_any_depth_is_named_in_full_with_the_nearest_one(load,
 
 
 def test_an_unknown_key_that_is_near_nothing_lists_what_there_is(load):
-    assert message_of(load, "evaluate.zzz=1") == "evaluate.zzz: unknown key; allowed: every_steps."
+    assert message_of(load, "evaluate.zzz=1") == "evaluate.zzz: unknown key; allowed: every_steps, samples."
 
 
 @pytest.mark.parametrize(
@@ -135,8 +147,11 @@ def test_an_unknown_key_that_is_near_nothing_lists_what_there_is(load):
         ("topology.references=[1]", "topology.references is [1]; allowed: a mapping of names to whole numbers."),
         ("topology.references.one=x", "topology.references is {'one': 'x'}; allowed: a mapping of names to whole num"),
         ("tracking.plots=5.5", "tracking.plots is 5.5; allowed: true | false."),
-        ("tracking.wandb=off", "tracking.wandb is False; allowed: a mapping (mode, project, entity, group, name)."),
-        ("evaluate=5", "evaluate is 5; allowed: a mapping (every_steps)."),
+        (
+            "tracking.wandb=off",
+            "tracking.wandb is False; allowed: a mapping (mode, project, entity, group, name, log_model).",
+        ),
+        ("evaluate=5", "evaluate is 5; allowed: a mapping (every_steps, samples)."),
         ("data=x", "data is 'x'; allowed: a mapping (train, eval, "),
         ("references=x", "references is 'x'; allowed: a list of mappings (name, path, "),
         ("references=null", "references is None; allowed: a list of mappings (name, path, "),

@@ -57,6 +57,10 @@ RANGES = [
     ("checkpoint.keep=0", "checkpoint.keep", "0", ">= 1"),
     ("evaluate.every_steps=-1", "evaluate.every_steps", "-1", ">= 0 steps"),
     ("evaluate.suite_limit=0", "evaluate.suite_limit", "0", ">= 1 document, or null"),
+    ("evaluate.samples.held_out=-1", "evaluate.samples.held_out", "-1", ">= 0 prompts"),
+    ("evaluate.samples.prompts=['Why?',' ']", "evaluate.samples.prompts[1]", "' '", "text that is not empty"),
+    ("evaluate.samples.max_new_tokens=0", "evaluate.samples.max_new_tokens", "0", ">= 1 token"),
+    ("tracking.wandb.log_model=always", "tracking.wandb.log_model", "'always'", "none | end"),
     ("tracking.peak_tflops=0", "tracking.peak_tflops", "0.0", "> 0 teraflop/s, or null"),
     ("tracking.wandb.mode=on", "tracking.wandb.mode", "'True'", "auto | online | offline | disabled"),
 ]
@@ -74,6 +78,8 @@ EDGES = [  # the last values that are still allowed
     "checkpoint.every_steps=0",
     "evaluate.every_steps=0",
     "evaluate.suite_limit=1",
+    "evaluate.samples.held_out=0",
+    "evaluate.samples.max_new_tokens=1",
 ]
 
 
