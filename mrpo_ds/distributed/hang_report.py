@@ -29,13 +29,14 @@ class HangReport:
 
     def hear(self, rank: int, word: Word, now: float) -> None:
         """A rank has said a word."""
-        if word.asks > self._asks.get(rank, 0):
+        # Who asks again after it has answered waits for the next report; a word is repeated at every beat.
+        if word.asks > self._asks.get(rank, 0) and (self._begun is None or rank not in self._answered):
             self._asks[rank] = word.asks
             if self._begun is None:
                 self._begun, self._answered, self.help = now, set(), {}
                 self.wanted = _time_after(self.wanted)
         if self.wanted and word.stacks == self.wanted:
-            self._answered.add(rank)
+            self._answered.update((rank, *word.helped))
 
     def turn(self, peers: Mapping[int, Peer], now: float) -> str:
         """What to say when a report is there, "" otherwise. peers: who should answer."""
@@ -48,7 +49,6 @@ class HangReport:
                 self.help = _helpers(late, peers)
             return ""
         self._begun = None
-        late = [rank for rank in late if not self._stacks.path(self.wanted, rank).exists()]
         where = self._stacks.path(self.wanted, "N")
         text = f"stacks of {len(peers) - len(late)} of {len(peers)} ranks are in {where}"
         if not late:

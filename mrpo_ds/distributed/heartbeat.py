@@ -131,7 +131,7 @@ class Heartbeat:
         self._thread.join()
         raise AssertionError("the heartbeat thread ends the process")
 
-    def _set(self, **changes: str | int | None) -> None:
+    def _set(self, **changes: str | int | tuple[int, ...] | None) -> None:
         with self._lock:
             if "status" not in changes or self._word.status == "running":  # the first trouble is the one that counts
                 self._word = replace(self._word, **changes)  # type: ignore[arg-type]
@@ -191,8 +191,8 @@ class Heartbeat:
         if self._wanted != wanted:
             self._changed = True
             self._stacks.help(report, neighbours)
-        if self._stacks.written != self._word.stacks:
-            self._set(stacks=self._stacks.written)
+        if (self._stacks.written, self._stacks.helped) != (self._word.stacks, self._word.helped):
+            self._set(stacks=self._stacks.written, helped=self._stacks.helped)
         if report != wanted[0] or (self._stacks.waiting() and self._stacks.late(now)):
             self._report_asked = 0.0
             self._write_stacks(report)

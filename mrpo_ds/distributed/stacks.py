@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mrpo_ds import logs
+from mrpo_ds.errors import ConfigError
 
 SIGNAL = signal.SIGUSR2
 SETTLE_SECONDS = 2.0
@@ -31,7 +32,7 @@ class Stacks:
     """The stacks of this process. Its files are written by threads of their own: a file system may be what hangs."""
 
     def __init__(self, run_dir: Path, rank: int, nonce: str, tell: Callable[[], None]) -> None:
-        """Prepare to show them.
+        """Prepare to show them. Raises ConfigError when there is no place for temporary files.
 
         Args:
             run_dir: output_dir.
@@ -41,14 +42,15 @@ class Stacks:
         """
         self.written = ""
         """The last report that this process has written its part of."""
+        self.helped: tuple[int, ...] = ()
+        """The neighbours whose part of it this process has written too."""
         self._directory = run_dir / logs.DIRECTORY
         self._rank = rank
         self._nonce = nonce
         self._tell = tell
         self._written_at = 0.0
         self._writer: threading.Thread | None = None
-        self._descriptor, name = tempfile.mkstemp(prefix=_mark(nonce, rank, os.getpid()))
-        os.unlink(name)
+        self._descriptor = _nameless(_mark(nonce, rank, os.getpid()))
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, os.O_APPEND)  # it is emptied again and again
 
     def listen(self) -> None:
@@ -86,6 +88,8 @@ class Stacks:
         if not os.fstat(self._descriptor).st_size:
             faulthandler.dump_traceback(self._descriptor, all_threads=True)
         self._save(report, self._rank, about, _take(self._descriptor))
+        if report != self.written:
+            self.helped = ()
         self.written, self._written_at = report, time.monotonic()
         self._tell()
 
@@ -100,6 +104,8 @@ class Stacks:
                 time.sleep(WRITING_SECONDS)
             if text := _take(descriptor):
                 self._save(report, rank, f"process {pid}, shown by global rank {self._rank} in its place", text)
+                self.helped = (*self.helped, rank)
+                self._tell()
             os.close(descriptor)
 
     def _save(self, report: str, rank: int, about: str, text: bytes) -> None:
@@ -117,6 +123,16 @@ class Stacks:
 def _mark(nonce: str, rank: int, pid: int) -> str:
     """What the nameless file of a rank was called for a moment: /proc still knows."""
     return f"mrpo-ds-stacks-{nonce[:16]}-{rank}-{pid}-"
+
+
+def _nameless(prefix: str) -> int:
+    """A file that is gone when its last process is."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=prefix)
+    except OSError as error:
+        raise ConfigError(f"no temporary file can be made ({error}); let TMPDIR be a directory of yours.") from error
+    os.unlink(name)
+    return descriptor
 
 
 def _find(pid: int, mark: str) -> int | None:

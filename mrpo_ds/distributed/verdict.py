@@ -50,6 +50,8 @@ class Word:
     """The last hang report that this process has written its part of. Of global rank 0: the one that it wants."""
     help: dict[str, dict[str, int]] = field(default_factory=dict)
     """Of global rank 0: rank -> which of its neighbours on the host, and their process ids, it shall signal."""
+    helped: tuple[int, ...] = ()
+    """The neighbours whose part of that report this process has written."""
 
 
 @dataclass(frozen=True)
