@@ -76,7 +76,12 @@ class Heartbeat:
         self._launchers = Launchers()
         self._stop_asked = 0.0
         self._stacks = Stacks(run_dir, rendezvous.launch.rank, rendezvous.nonce, self._wake)
+        self._signalled = False
         self._report_asked = 0.0
+        self._to_write = ""
+        """A report of which this process's part is still to be written."""
+        self._alone = ""
+        """A report that this process writes alone, because global rank 0 does not answer."""
         self._wanted: tuple[str, dict[str, int]] = ("", {})
         self._watch: Watch
         self._thread = threading.Thread(target=self._run_to_the_end, name="heartbeat", daemon=True)
@@ -191,27 +196,36 @@ class Heartbeat:
         if self._wanted != wanted:
             self._changed = True
             self._stacks.help(report, neighbours)
+        if report != wanted[0]:
+            self._to_write, self._report_asked = report, 0.0
         if (self._stacks.written, self._stacks.helped) != (self._word.stacks, self._word.helped):
             self._set(stacks=self._stacks.written, helped=self._stacks.helped)
-        if report != wanted[0] or (self._stacks.waiting() and self._stacks.late(now)):
-            self._report_asked = 0.0
-            self._write_stacks(report)
-        elif self._stacks.waiting() and not self._report_asked:
+        signalled, self._signalled = self._signalled, self._stacks.waiting()
+        if self._signalled and self._stacks.late(now):
+            self._to_write = self._to_write or self._stacks.written
+        elif self._signalled and not signalled:
+            self._wake()  # a process that was stopped finds the word of global rank 0 first
+        elif self._signalled and not self._report_asked and not self._to_write:
             self._report_asked = now
             self._set(asks=self._word.asks + 1)
         elif self._report_asked and now - self._report_asked > ANSWER_SECONDS:
+            self._to_write = self._alone = time.strftime("%Y%m%d-%H%M%S")
             self._report_asked = 0.0
-            self._write_stacks(alone := time.strftime("%Y%m%d-%H%M%S"))
+        self._write_stacks()
+
+    def _write_stacks(self) -> None:
+        """Begin to write this process's part of a report, or say where it is when no other part will come."""
+        if self._to_write:
+            about = describe(self._topology, self._rendezvous.launch.rank, self._word)
+            if self._stacks.write(self._to_write, f"{about} {where_of(Peer(self._word, 0.0))}"):
+                self._to_write = ""
+        if self._alone and self._stacks.written == self._alone:
+            self._alone = ""
             main = self._watch.main()
             logs.say(
                 f"no answer within {ANSWER_SECONDS:.0f} s from {describe(self._topology, 0, main.word)} "
-                f"{where_of(main)}; the stacks of this rank alone are in {self._stacks.path(alone)}"
+                f"{where_of(main)}; the stacks of this rank alone are in {self._stacks.path(self._stacks.written)}"
             )
-
-    def _write_stacks(self, report: str) -> None:
-        rank = self._rendezvous.launch.rank
-        peer = Peer(self._word, 0.0)
-        self._stacks.write(report, f"{describe(self._topology, rank, peer.word)} {where_of(peer)}")
 
     def _look_at_launchers(self) -> None:
         gone = "" if self._stop_asked else self._launchers.gone()

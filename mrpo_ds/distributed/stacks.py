@@ -66,11 +66,16 @@ class Stacks:
         """Whether a signal that comes now still belongs to the report that was written last."""
         return now - self._written_at < SETTLE_SECONDS
 
-    def write(self, report: str, about: str) -> None:
-        """Write this process's part of a report. about: one line on what it is doing."""
-        if not self._busy():
-            self._writer = threading.Thread(target=self._write, args=(report, about), name="stacks", daemon=True)
-            self._writer.start()
+    def write(self, report: str, about: str) -> bool:
+        """Begin to write this process's part of a report; False while the last one is still being written.
+
+        about: one line on what this process is doing.
+        """
+        if self._busy():
+            return False
+        self._writer = threading.Thread(target=self._write, args=(report, about), name="stacks", daemon=True)
+        self._writer.start()
+        return True
 
     def help(self, report: str, neighbours: Mapping[str, int]) -> None:
         """Signal neighbours, given as rank -> process id, whose threads cannot run, and write their part."""
