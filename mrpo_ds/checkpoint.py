@@ -17,6 +17,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
+from mrpo_ds import logs
 from mrpo_ds.console import log
 from mrpo_ds.distributed.collectives import barrier, everywhere, gather_objects
 from mrpo_ds.errors import CheckpointError, ConfigError
@@ -376,7 +377,8 @@ def _seal(record: dict[str, Any]) -> str:
 
 
 def _refuse_used(run_dir: Path) -> None:
-    if run_dir.is_dir() and any(run_dir.iterdir()):
+    # Of a run that failed before its first step only logs are there: they may be added to.
+    if run_dir.is_dir() and any(path.name != logs.DIRECTORY for path in run_dir.iterdir()):
         raise ConfigError(
             f"output_dir is {str(run_dir)!r}, which is already used; choose a new one, empty it, or continue that "
             "run with --resume auto."

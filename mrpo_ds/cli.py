@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrpo_ds import logs
 from mrpo_ds.errors import MrpoError, require
 
 STORE_HELP = "list the references of a store; verify its files; remove what is damaged or abandoned and merge shards"
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except MrpoError as error:
+        logs.write(f"error: {error}")
         if _is_first_rank():
             print(f"mrpo-ds: error: {error}", file=sys.stderr, flush=True)
         else:
@@ -235,6 +238,7 @@ def _add_dashboard(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _train(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a wish for stacks ends nobody, also before they can be shown
     from mrpo_ds.config.load import load_config
 
     config = load_config(options.config, options.overrides)
@@ -283,6 +287,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # as in _train
     from mrpo_ds.config.load import load_config
 
     config = load_config(options.config, options.overrides)

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mrpo_ds import logs
+
 LINE_SECONDS = 30.0
 """Without a terminal, long work prints a line at every tenth, and after this many silent seconds."""
 
@@ -22,9 +24,11 @@ def configure_console(enabled: bool) -> None:
 
 
 def log(message: str) -> None:
-    """Print one line, 'mrpo-ds | HH:MM:SS | message', to stderr; nothing where the console is off."""
+    """Print one line, 'mrpo-ds | HH:MM:SS | message', to stderr; where the console is off, only the log has it."""
     if _console_enabled:
         warn(message)
+    else:
+        logs.write(" ".join(message.splitlines()))
 
 
 def warn(message: str) -> None:
@@ -32,7 +36,8 @@ def warn(message: str) -> None:
     text = " ".join(message.splitlines())
     with contextlib.suppress(OSError):  # stderr may be a file on a full disk
         # tqdm.write lifts open bars out of the way; without one it is a plain print.
-        tqdm.write(f"mrpo-ds | {time.strftime('%H:%M:%S')} | {text}", file=sys.stderr)
+        tqdm.write(f"mrpo-ds | {time.strftime('%H:%M:%S')} | {text}", file=logs.terminal())
+    logs.write(text)
 
 
 class Progress:
@@ -56,11 +61,11 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
-            return
         now = time.monotonic()
         if self._tenth() > tenth or now - self._shown >= LINE_SECONDS:
             self._shown = now
-            log(self._line(now - self._started, note))
+            say = log if self._bar is None else logs.write
+            say(self._line(now - self._started, note))
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+from mrpo_ds import logs
 from mrpo_ds.accelerator import announce_cpu
 from mrpo_ds.check import check_models, check_run
 from mrpo_ds.checkpoint import check_resume, find_resume, list_checkpoints, read_state
@@ -110,7 +111,7 @@ def _run_process(config: Config, launch: Launch, resume: str | None, job: ScoreJ
     topology = build_topology(config)
     rendezvous = open_rendezvous(launch, timeout, config.topology.interface)
     limits = Limits(timeout, asdict(config.topology.deadlines))
-    heartbeat = Heartbeat(topology, rendezvous, limits, lambda: _failure_code(config))
+    heartbeat = Heartbeat(topology, rendezvous, limits, lambda: _failure_code(config), Path(config.output_dir))
     heartbeat.start()
     try:
         heartbeat.phase("check")
@@ -124,6 +125,7 @@ def _run_process(config: Config, launch: Launch, resume: str | None, job: ScoreJ
         heartbeat.phase("meet the nodes")
         topology = _place(topology, rendezvous)
         heartbeat.rename(topology)
+        _open_log(config, topology, launch, checkpoint)  # a run that is refused makes nothing
         heartbeat.phase("read the data")
         # Before the worlds: a node that has to prepare its data for hours keeps nobody waiting in a collective.
         reads_for = _reads_for(config, topology.role_of(launch.rank))
@@ -138,6 +140,15 @@ def _run_process(config: Config, launch: Launch, resume: str | None, job: ScoreJ
         heartbeat.end_because(error)
     heartbeat.done()
     return 0
+
+
+def _open_log(config: Config, topology: Topology, launch: Launch, checkpoint: Path | None) -> None:
+    """Write to logs/rank-N.log from now on; only global rank 0 goes on printing what libraries say."""
+    role = topology.role_of(launch.rank)
+    who = f"{role.name} rank {launch.rank - role.first} (global rank {launch.rank})"
+    begins = f"goes on from {checkpoint}" if checkpoint else "begins"
+    where = f"{who} of {launch.world_size}, host {socket.gethostname()}, process {os.getpid()}"
+    logs.open_log(Path(config.output_dir), launch.rank, who, f"{where} {begins}", alone=launch.rank != 0)
 
 
 def _place(topology: Topology, rendezvous: Rendezvous) -> Topology:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -25,7 +26,8 @@ END_SECONDS = 60.0
 def run_ranks(command: list[str], environment: dict[str, str], count: int) -> tuple[int, bool]:
     """Run a command as so many ranks of one machine, to the end of all of their processes.
 
-    The first signal goes to global rank 0 alone, which stops the run in order; the second one ends all ranks.
+    The first signal goes to global rank 0 alone, which stops the run in order; the second one ends all ranks. SIGUSR2
+    goes to all of them, who show their stacks.
 
     Returns:
         The first exit code that is not 0, from rank 0 on (negative: a signal), and whether we were told to stop.
@@ -36,6 +38,7 @@ def run_ranks(command: list[str], environment: dict[str, str], count: int) -> tu
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, run.pass_on)
+    signal.signal(signal.SIGUSR2, run.ask_for_stacks)
     try:
         for rank in range(count):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
@@ -81,6 +84,11 @@ class _Ranks:
         elif not self._asked:  # or it stops already
             self._ask(number)
 
+    def ask_for_stacks(self, number: int, _: FrameType | None) -> None:
+        """Pass a signal on to those who are ready for it; it would end the others."""
+        for process in [one for one in self._ranks if _catches(one.pid, number)]:
+            process.send_signal(number)
+
     def wait(self) -> None:
         """Until every rank has ended. When one fails, the others end by themselves, or are made to."""
         failed = float("inf")
@@ -117,6 +125,15 @@ class _Ranks:
 def _tell(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
     for process in ranks:
         process.send_signal(number)  # does nothing to one that has ended
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
 
 
 def _alive(sessions: set[int]) -> list[psutil.Process]:

@@ -7,6 +7,8 @@ own process (os._exit), because by then the main thread may be inside a collecti
 reaches the thread through a wake-up pipe for the same reason.
 
 Holding the interpreter's lock for long (a load, a compile) delays beats but closes nothing: it is no death.
+
+SIGUSR2 to any rank makes global rank 0 ask everybody for a hang report, the stacks of all threads; the run goes on.
 """
 
 import contextlib
@@ -20,17 +22,21 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 
+from mrpo_ds import logs
 from mrpo_ds.distributed.bridge import BrokenBridge
+from mrpo_ds.distributed.hang_report import ANSWER_SECONDS, HangReport
 from mrpo_ds.distributed.judge import Judge
 from mrpo_ds.distributed.launchers import Launchers
 from mrpo_ds.distributed.member import Member
 from mrpo_ds.distributed.orders import Orders
+from mrpo_ds.distributed.stacks import Stacks
 from mrpo_ds.distributed.topology import Topology
-from mrpo_ds.distributed.verdict import Verdict, Word
+from mrpo_ds.distributed.verdict import Peer, Verdict, Word, describe, where_of
 from mrpo_ds.distributed.watch import Limits, Watch
 from mrpo_ds.distributed.worlds import Rendezvous
 from mrpo_ds.errors import MrpoError, Stopped
@@ -45,15 +51,23 @@ class Heartbeat:
     """This process's beats and its watch over the others. Start it as soon as the shared store is open."""
 
     def __init__(
-        self, topology: Topology, rendezvous: Rendezvous, limits: Limits, exit_code: Callable[[], int]
+        self,
+        topology: Topology,
+        rendezvous: Rendezvous,
+        limits: Limits,
+        exit_code: Callable[[], int],
+        run_dir: Path,
     ) -> None:
-        """exit_code is asked when a run must end: 75 when there is a checkpoint to go on from, 1 otherwise."""
+        """exit_code is asked when a run must end: 75 when there is a checkpoint to go on from, 1 otherwise.
+
+        run_dir: output_dir, for hang reports.
+        """
         self.orders = Orders()
         self._topology = topology
         self._rendezvous = rendezvous
         self._limits = limits
         self._exit_code = exit_code
-        self._word = Word(socket.gethostname())
+        self._word = Word(socket.gethostname(), pid=os.getpid())
         self._trace = ""
         self._changed = False
         self._lock = threading.Lock()
@@ -61,6 +75,14 @@ class Heartbeat:
         self._wake_reader, self._wake_writer = os.pipe()
         self._launchers = Launchers()
         self._stop_asked = 0.0
+        self._stacks = Stacks(run_dir, rendezvous.launch.rank, rendezvous.nonce, self._wake)
+        self._signalled = False
+        self._report_asked = 0.0
+        self._to_write = ""
+        """A report of which this process's part is still to be written."""
+        self._alone = ""
+        """A report that this process writes alone, because global rank 0 does not answer."""
+        self._wanted: tuple[str, dict[str, int]] = ("", {})
         self._watch: Watch
         self._thread = threading.Thread(target=self._run_to_the_end, name="heartbeat", daemon=True)
 
@@ -69,8 +91,10 @@ class Heartbeat:
 
         Raises ConfigError when global rank 0 cannot be reached.
         """
+        self._stacks.listen()  # before anybody knows our process id
         if self._rendezvous.launch.rank == 0:
-            self._watch = Judge(self._topology, self._rendezvous, self._limits, self.orders, self._selector)
+            report = HangReport(self._topology, self._stacks)
+            self._watch = Judge(self._topology, self._rendezvous, self._limits, self.orders, self._selector, report)
         else:
             self._watch = Member(self._topology, self._rendezvous, self._limits, self._selector)
         for end in (self._wake_reader, self._wake_writer):
@@ -104,17 +128,19 @@ class Heartbeat:
         if isinstance(error, Stopped):
             self._set(status="stopped", reason=text, exit_code=error.exit_code)
             self._thread.join()
+        trace = "".join(traceback.format_exception(error))
         if not isinstance(error, MrpoError):
-            self._trace = "".join(traceback.format_exception(error))  # a defect, unless a peer turns out to have died
+            self._trace = trace  # a defect, unless a peer turns out to have died
             text = f"{type(error).__name__}: {text}"
         # Collectives fail with a RuntimeError of some kind: it may be the echo of what happened elsewhere.
         broken = isinstance(error, BrokenBridge | RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
         code = error.exit_code if isinstance(error, MrpoError) and not (broken or error.resumable) else None
         self._set(status="broken" if broken else "failed", reason=text, exit_code=code)
+        logs.write(trace)
         self._thread.join()
         raise AssertionError("the heartbeat thread ends the process")
 
-    def _set(self, **changes: str | int | None) -> None:
+    def _set(self, **changes: str | int | tuple[int, ...] | None) -> None:
         with self._lock:
             if "status" not in changes or self._word.status == "running":  # the first trouble is the one that counts
                 self._word = replace(self._word, **changes)  # type: ignore[arg-type]
@@ -129,7 +155,9 @@ class Heartbeat:
         try:
             self._run()
         except BaseException:  # without this thread the run could hang for ever
-            traceback.print_exc()
+            trace = traceback.format_exc()
+            logs.tell_terminal(trace)
+            logs.write(trace)
             os._exit(1)
 
     def _run(self) -> None:
@@ -144,6 +172,7 @@ class Heartbeat:
                     self._take_signals()
                 else:
                     self._watch.hear(key, now)
+            self._look_at_stacks(now)
             with self._lock:
                 word, changed, self._changed = self._word, self._changed, False
             due = now >= beat_due
@@ -164,6 +193,44 @@ class Heartbeat:
         if received:
             self._ask_to_stop(f"stopped by {received[0].name}", again=True)
 
+    def _look_at_stacks(self, now: float) -> None:
+        """See what signals have left and what global rank 0 wants, and pass it on."""
+        wanted, self._wanted = self._wanted, self._watch.wanted()
+        report, neighbours = self._wanted
+        if self._wanted != wanted:
+            self._changed = True
+            self._stacks.help(report, neighbours)
+        if report != wanted[0]:
+            self._to_write, self._report_asked = report, 0.0
+        if (self._stacks.written, self._stacks.helped) != (self._word.stacks, self._word.helped):
+            self._set(stacks=self._stacks.written, helped=self._stacks.helped)
+        signalled, self._signalled = self._signalled, self._stacks.waiting()
+        if self._signalled and self._stacks.late(now):
+            self._to_write = self._to_write or self._stacks.written
+        elif self._signalled and not signalled:
+            self._wake()  # a process that was stopped finds the word of global rank 0 first
+        elif self._signalled and not self._report_asked and not self._to_write:
+            self._report_asked = now
+            self._set(asks=self._word.asks + 1)
+        elif self._report_asked and now - self._report_asked > ANSWER_SECONDS:
+            self._to_write = self._alone = time.strftime("%Y%m%d-%H%M%S")
+            self._report_asked = 0.0
+        self._write_stacks()
+
+    def _write_stacks(self) -> None:
+        """Begin to write this process's part of a report, or say where it is when no other part will come."""
+        if self._to_write:
+            about = describe(self._topology, self._rendezvous.launch.rank, self._word)
+            if self._stacks.write(self._to_write, f"{about} {where_of(Peer(self._word, 0.0))}"):
+                self._to_write = ""
+        if self._alone and self._stacks.written == self._alone:
+            self._alone = ""
+            main = self._watch.main()
+            logs.say(
+                f"no answer within {ANSWER_SECONDS:.0f} s from {describe(self._topology, 0, main.word)} "
+                f"{where_of(main)}; the stacks of this rank alone are in {self._stacks.path(self._stacks.written)}"
+            )
+
     def _look_at_launchers(self) -> None:
         gone = "" if self._stop_asked else self._launchers.gone()
         if gone:
@@ -180,12 +247,17 @@ class Heartbeat:
 
     def _leave(self, verdict: Verdict) -> NoReturn:
         """End this process. The message goes out in one write past Python's buffers: their locks may be held."""
-        if verdict.culprit == self._rendezvous.launch.rank and self._trace:
-            os.write(2, self._trace.encode())
-        if self._rendezvous.launch.rank in verdict.overdue:
-            faulthandler.dump_traceback(2, all_threads=True)  # where its main thread is
+        me = self._rendezvous.launch.rank
+        if verdict.culprit == me:
+            logs.tell_terminal(self._trace)
+        if me in verdict.overdue:
+            faulthandler.dump_traceback(logs.terminal_descriptor(), all_threads=True)  # where its main thread is
+        error = f"mrpo-ds: error: {verdict.message}\n"
         if self._watch.speaks:
-            os.write(2, f"mrpo-ds: error: {verdict.message}\n".encode())
+            logs.tell_terminal(error)
         code = self._exit_code() if verdict.exit_code is None else verdict.exit_code
         self._watch.announce(replace(verdict, exit_code=code))
+        if me in verdict.overdue:
+            logs.write_stacks()
+        logs.write(error)  # last: it may be the log's file system that hangs
         os._exit(code)

@@ -5,13 +5,14 @@ the step, with a checkpoint; the verdict falls when it has. What befalls a polic
 """
 
 import contextlib
-import os
 import selectors
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
+from mrpo_ds import logs
+from mrpo_ds.distributed.hang_report import HangReport
 from mrpo_ds.distributed.orders import Orders
 from mrpo_ds.distributed.topology import Topology
 from mrpo_ds.distributed.trust import is_proof
@@ -45,12 +46,14 @@ class Judge:
         limits: Limits,
         orders: Orders,
         selector: selectors.BaseSelector,
+        report: HangReport,
     ) -> None:
         self.speaks = True
         self._topology = topology
         self._limits = limits
         self._orders = orders
         self._selector = selector
+        self._report = report
         self._lines: dict[int, Line] = {}
         self._strangers: dict[int, tuple[Line, float]] = {}
         """By descriptor: who has not said yet which rank it is, and since when."""
@@ -61,8 +64,8 @@ class Judge:
         self._death: Verdict | None = None
         self._lost: set[int] = set()
         """Reference ranks that are gone or in trouble, while the policy saves what it has."""
-        self._order = ""
-        """What the others have been told of an order."""
+        self._told: tuple[object, ...] = ()
+        """The orders and wishes that the others have been told of."""
         self._rendezvous = rendezvous
         self._server = listen(rendezvous.interface.address)
         self._server.setblocking(False)
@@ -92,13 +95,17 @@ class Judge:
             self._part_from(descriptor).close()
         order = self._orders.stop.reason if self._orders.stop else ""
         # The others need to know that it lives, not every step of it.
-        if due or word.status == "done" or order != self._order:
-            self._order = order
+        tells = (order, self._report.wanted, self._report.help)
+        if due or word.status == "done" or tells != self._told:
+            self._told = tells
+            ours = asdict(replace(word, order=order, stacks=self._report.wanted, help=self._report.help))
             for line in self._lines.values():
-                line.send(asdict(replace(word, order=order)))
+                line.send(ours)
 
     def verdict(self, word: Word, now: float) -> Verdict | None:
         """See Watch."""
+        if said := self._report.turn(self._there(), now):
+            logs.say(said)
         end = self._end(now)
         if end is None or end.culprit is None or not self._orders.open or self._is_policy(end.culprit):
             return end
@@ -135,8 +142,15 @@ class Judge:
     def _give(self, reason: str) -> None:
         if self._orders.stop is None:
             self._orders.give(reason)
-            # Past Python's buffers, as in Heartbeat: the main thread may hold their locks.
-            os.write(2, f"mrpo-ds | {time.strftime('%H:%M:%S')} | {reason}\n".encode())
+            logs.say(reason)
+
+    def main(self) -> Peer:
+        """See Watch."""
+        return self._peers[0]
+
+    def wanted(self) -> tuple[str, dict[str, int]]:
+        """See Watch."""
+        return self._report.wanted, self._report.help.get("0", {})
 
     def forgive(self, seconds: float) -> None:
         """See Watch."""
@@ -202,6 +216,7 @@ class Judge:
     def _take_word(self, rank: int, word: Word, now: float) -> None:
         known = self._peers[rank]
         self._peers[rank] = hear(known, word, now)
+        self._report.hear(rank, word, now)
         if rank in self._lost:
             return
         if word.stop and not (known.word and known.word.stop):

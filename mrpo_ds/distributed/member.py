@@ -76,6 +76,15 @@ class Member:
             return judge_trouble(self._topology, peers, [(self._rank, word)], now)
         return None
 
+    def main(self) -> Peer:
+        """See Watch."""
+        return self._main
+
+    def wanted(self) -> tuple[str, dict[str, int]]:
+        """See Watch."""
+        word = self._main.word
+        return (word.stacks, word.help.get(str(self._rank), {})) if word else ("", {})
+
     def forgive(self, seconds: float) -> None:
         """See Watch."""
         self._main = replace(self._main, heard=self._main.heard + seconds)

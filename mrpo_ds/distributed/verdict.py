@@ -1,7 +1,7 @@
 """Who is to blame when a run must end: a pure function of what global rank 0 knows about every process."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mrpo_ds.distributed.topology import Topology
 
@@ -43,6 +43,15 @@ class Word:
     """Of global rank 0: why the training loop has been asked to stop. Until it has, nobody leaves by himself."""
     tick: int = 0
     """Grows with every sign of progress of the process's main thread."""
+    pid: int = 0
+    asks: int = 0
+    """How often this process was told by SIGUSR2 to have everybody's stacks written."""
+    stacks: str = ""
+    """The last hang report that this process has written its part of. Of global rank 0: the one that it wants."""
+    help: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of global rank 0: rank -> which of its neighbours on the host, and their process ids, it shall signal."""
+    helped: tuple[int, ...] = ()
+    """The neighbours whose part of that report this process has written."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ def judge_overdue(
     if not overdue:
         return None
     first, kind = next(iter(overdue.items()))
-    names = "; ".join(f"{describe(topology, rank, peers[rank].word)} {_where_of(peers[rank])}" for rank in overdue)
+    names = "; ".join(f"{describe(topology, rank, peers[rank].word)} {where_of(peers[rank])}" for rank in overdue)
     return Verdict(
         f"no progress for {now - peers[first].since:.0f} s (topology.deadlines.{kind}): {names}",
         first,
@@ -164,7 +173,8 @@ def _where(word: Word) -> str:
     return f"at step {word.step} in phase '{word.phase}'"
 
 
-def _where_of(peer: Peer) -> str:
+def where_of(peer: Peer) -> str:
+    """'at step 5 in phase 'train'', by the last word of a peer."""
     return _where(peer.word) if peer.word else "has not reported"
 
 

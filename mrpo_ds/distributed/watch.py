@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mrpo_ds.distributed.topology import Topology
-from mrpo_ds.distributed.verdict import Verdict, Word
+from mrpo_ds.distributed.verdict import Peer, Verdict, Word
 
 KEY = "heartbeat"
 """In the store: where global rank 0 listens."""
@@ -45,6 +45,12 @@ class Watch(Protocol):
 
     def verdict(self, word: Word, now: float) -> Verdict | None:
         """The verdict, when it is time for one. word: this process's own."""
+
+    def main(self) -> Peer:
+        """Global rank 0 as this process knows it."""
+
+    def wanted(self) -> tuple[str, dict[str, int]]:
+        """The hang report that global rank 0 wants, "" for none; and the neighbours to help with it, as in Word."""
 
     def forgive(self, seconds: float) -> None:
         """This process did not run for so long (lock held, suspended): nobody's silence counts for that time."""

@@ -81,7 +81,7 @@ class Ranks:
     def wait_for(self, text: str, *ranks: int, timeout: float = 30) -> None:
         """Wait until each of the ranks has printed a text."""
         deadline = time.monotonic() + timeout
-        while not all(text in self._output(rank) for rank in ranks):
+        while not all(text in self.output(rank) for rank in ranks):
             assert time.monotonic() < deadline, f"no {text!r} within {timeout} s: {self._outputs()}"
             time.sleep(0.02)
 
@@ -113,11 +113,12 @@ class Ranks:
     def _file(self, rank: int) -> Path:
         return Path(self._directory.name) / f"rank{rank}.txt"
 
-    def _output(self, rank: int) -> str:
+    def output(self, rank: int) -> str:
+        """What a rank has printed so far."""
         return self._file(rank).read_text(encoding="utf-8", errors="replace") if self._file(rank).exists() else ""
 
     def _outputs(self) -> dict[int, str]:
-        return {rank: self._output(rank) for rank in self._processes}
+        return {rank: self.output(rank) for rank in self._processes}
 
 
 def run_ranks(body: Body, topology: Topology, *arguments: Any, timeout: float = 40) -> list[Any]:

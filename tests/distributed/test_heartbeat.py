@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from mrpo_ds.errors import RUN_AGAIN, DataError, NonFiniteError, Stopped
 from tests.distributed.harness import Outcome, Ranks, make_topology, say
 
 TOPOLOGY = make_topology(2, a=1)
+NO_RUN = Path("/nowhere")
+"""output_dir, where nobody asks for a hang report."""
 FAILED = 9
 """What the tests' exit_code() says."""
 ERROR = "mrpo-ds: error: "
@@ -32,8 +35,8 @@ def limits(silence: float, **deadlines: float) -> Limits:
     return Limits(silence, asdict(DeadlinesConfig()) | deadlines)
 
 
-def enter(topology: Topology, launch: Launch, timeout: float) -> Heartbeat:
-    heartbeat = Heartbeat(topology, open_rendezvous(launch, 30), limits(timeout), lambda: FAILED)
+def enter(topology: Topology, launch: Launch, timeout: float, run_dir: Path = NO_RUN) -> Heartbeat:
+    heartbeat = Heartbeat(topology, open_rendezvous(launch, 30), limits(timeout), lambda: FAILED, run_dir)
     heartbeat.start()
     return heartbeat
 
@@ -95,7 +98,7 @@ def test_the_loss_of_rank_0_is_named_once_and_at_once() -> None:
 def die_in_a_collective(topology: Topology, launch: Launch) -> None:
     """The others' collectives break because rank 1 dies: their errors are echoes."""
     rendezvous = open_rendezvous(launch, 30)
-    heartbeat = Heartbeat(topology, rendezvous, limits(60), lambda: FAILED)
+    heartbeat = Heartbeat(topology, rendezvous, limits(60), lambda: FAILED, NO_RUN)
     heartbeat.start()
     split(topology, rendezvous, share_gpus=False)
     heartbeat.phase("train", 3)
@@ -316,7 +319,7 @@ def test_a_lost_reference_lets_the_policy_save_what_it_has(number: signal.Signal
 def hang(topology: Topology, launch: Launch, who: int) -> None:
     """One process lives, but its main thread makes no progress."""
     rendezvous = open_rendezvous(launch, 30)
-    heartbeat = Heartbeat(topology, rendezvous, limits(60, train=2.0), lambda: FAILED)
+    heartbeat = Heartbeat(topology, rendezvous, limits(60, train=2.0), lambda: FAILED, NO_RUN)
     heartbeat.start()
     if launch.rank == who:
         heartbeat.phase("train", 4)
@@ -343,7 +346,7 @@ def test_a_main_thread_without_progress_is_named_and_shows_where_it_is(who: int)
 
 def finish_in_order(topology: Topology, launch: Launch, delays: tuple[float, float, float]) -> None:
     rendezvous = open_rendezvous(launch, 30)
-    heartbeat = Heartbeat(topology, rendezvous, limits(60), lambda: FAILED)
+    heartbeat = Heartbeat(topology, rendezvous, limits(60), lambda: FAILED, NO_RUN)
     heartbeat.start()
     split(topology, rendezvous, share_gpus=False)
     rendezvous.store.set(f"here/{launch.rank}", "")

@@ -214,7 +214,7 @@ def full(runs, full_config):
 def test_the_run_directory_holds_everything(full):
     names = {path.name for path in full.directory.iterdir()}
     expected = {"config.yaml", "metrics.jsonl", "evals.jsonl", "checkpoints", "model", "summary.json", "plots", "wandb"}
-    assert names == expected
+    assert names == expected | {"logs"}
     kept = sorted(path.name for path in (full.directory / "checkpoints").iterdir())
     assert kept == ["step-00000003", "step-00000006"]
     plots = {path.name for path in (full.directory / "plots").glob("*.png")}

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "errors": "",
     "types": "",
     "accelerator": "",
+    "logs": "",
     "memory": "",
     "activations": "",
     "manifest": "",
@@ -34,8 +35,8 @@ MAY_IMPORT = {
     "config": "errors manifest registry config.schema config.shares config.outputs",
     "learning_rate": "config.schema",
     "data": "errors types registry config.schema config.shares",
-    "distributed": "errors config.schema",
-    "console": "",
+    "distributed": "errors config.schema logs",
+    "console": "logs",
     "wandb_sink": "config.outputs console wandb_files",
     "tracking": "errors config.outputs console manifest plots wandb_sink",
     "plots": "errors tracking",
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "shards": "manifest",
     "partitions": "shards",
     "engine": "errors types config config.schema models shards partitions",
-    "checkpoint": "errors memory manifest distributed console shards engine",
+    "checkpoint": "errors memory manifest distributed console shards engine logs",
     "metrics": "errors types ops data distributed",
     "objective": "types ops losses config.schema data distributed reference",
     "evaluation": "engine metrics objective",
@@ -76,14 +77,14 @@ MAY_IMPORT = {
     "train dry_run wandb_sink",
     "plan.probe": "types config config.schema distributed models engine plan",
     "session": "errors console",
-    "run": "errors accelerator config.schema distributed console checkpoint material check roles session reference "
+    "run": "errors logs accelerator config.schema distributed console checkpoint material check roles session reference "
     "leaderboard",
     "demo": "errors accelerator console",
     "slurm": "errors manifest config config.schema distributed.topology console",
     "topology_picture": "errors config.schema distributed.placement distributed.topology manifest plots",
     "comparison": "errors types losses config config.schema data distributed.topology manifest console tracking plots "
     "reference models metrics material run",
-    "cli": "errors accelerator config console reference stores check dashboard dashboard.workspace plan run slurm "
+    "cli": "errors logs accelerator config console reference stores check dashboard dashboard.workspace plan run slurm "
     "topology_picture leaderboard comparison",
     "__main__": "cli",
 }

@@ -106,3 +106,14 @@ def test_the_first_signal_is_for_rank_0_the_second_for_all(tmp_path: Path, numbe
     assert all(other.is_running() for other in others)
     os.kill(process.pid, number)
     assert finish(process, tmp_path) == (-signal.SIGTERM, True)
+
+
+def test_a_wish_for_stacks_goes_to_all_who_are_ready_for_it_and_ends_nobody(tmp_path: Path) -> None:
+    ready = (
+        "signal.signal(signal.SIGUSR2, lambda *_: note('got' + rank, os.getpid())); note('ready' + rank, os.getpid()); "
+    )
+    process = start(tmp_path, rank0=ready + "time.sleep(2)", rank1="time.sleep(2)", rank2=ready + "time.sleep(2)")
+    wait_for(tmp_path, "ready0", "rank1", "ready2")
+    os.kill(process.pid, signal.SIGUSR2)
+    wait_for(tmp_path, "got0", "got2")
+    assert finish(process, tmp_path) == (0, False)
