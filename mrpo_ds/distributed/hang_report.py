@@ -16,12 +16,11 @@ ANSWER_SECONDS = 5.0
 class HangReport:
     """One report after the other; whoever asks for one while it is being made gets the same."""
 
-    def __init__(self, topology: Topology, stacks: Stacks) -> None:
+    def __init__(self, stacks: Stacks) -> None:
         self.wanted = ""
         """The newest report: a time."""
         self.help: dict[str, dict[str, int]] = {}
         """As in Word."""
-        self._topology = topology
         self._stacks = stacks
         self._asks: dict[int, int] = {}
         self._answered: set[int] = set()
@@ -38,8 +37,8 @@ class HangReport:
         if self.wanted and word.stacks == self.wanted:
             self._answered.update((rank, *word.helped))
 
-    def turn(self, peers: Mapping[int, Peer], now: float) -> str:
-        """What to say when a report is there, "" otherwise. peers: who should answer."""
+    def turn(self, topology: Topology, peers: Mapping[int, Peer], now: float) -> str:
+        """What to say when a report is there, "" otherwise. topology: as of now; peers: who should answer."""
         if self._begun is None:
             return ""
         late = [rank for rank in peers if rank not in self._answered]
@@ -53,9 +52,7 @@ class HangReport:
         text = f"stacks of {len(peers) - len(late)} of {len(peers)} ranks are in {where}"
         if not late:
             return text
-        names = "; ".join(
-            f"{describe(self._topology, rank, peers[rank].word)} {where_of(peers[rank])}" for rank in late
-        )
+        names = "; ".join(f"{describe(topology, rank, peers[rank].word)} {where_of(peers[rank])}" for rank in late)
         return f"{text}; no answer within {seconds:.0f} s from {names}"
 
 

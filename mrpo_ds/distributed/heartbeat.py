@@ -93,7 +93,7 @@ class Heartbeat:
         """
         self._stacks.listen()  # before anybody knows our process id
         if self._rendezvous.launch.rank == 0:
-            report = HangReport(self._topology, self._stacks)
+            report = HangReport(self._stacks)
             self._watch = Judge(self._topology, self._rendezvous, self._limits, self.orders, self._selector, report)
         else:
             self._watch = Member(self._topology, self._rendezvous, self._limits, self._selector)

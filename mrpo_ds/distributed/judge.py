@@ -104,7 +104,7 @@ class Judge:
 
     def verdict(self, word: Word, now: float) -> Verdict | None:
         """See Watch."""
-        if said := self._report.turn(self._there(), now):
+        if said := self._report.turn(self._topology, self._there(), now):
             logs.say(said)
         end = self._end(now)
         if end is None or end.culprit is None or not self._orders.open or self._is_policy(end.culprit):

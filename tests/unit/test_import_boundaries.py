@@ -77,8 +77,8 @@ MAY_IMPORT = {
     "train dry_run wandb_sink",
     "plan.probe": "types config config.schema distributed models engine plan",
     "session": "errors console",
-    "run": "errors logs accelerator config.schema distributed console checkpoint material check roles session reference "
-    "leaderboard",
+    "run": "errors logs accelerator config.schema distributed console checkpoint material check roles session "
+    "reference leaderboard",
     "demo": "errors accelerator console",
     "slurm": "errors manifest config config.schema distributed.topology console",
     "topology_picture": "errors config.schema distributed.placement distributed.topology manifest plots",
