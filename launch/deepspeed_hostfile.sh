@@ -8,6 +8,7 @@
 # MASTER_ADDR  how the others reach the first machine; default: its name in the hostfile
 # MASTER_PORT  default 29500
 # SSH_PORT     default: that of ssh's configuration
+# OPTIONS      more options for deepspeed, apart by spaces: "--no_ssh_check --launcher openmpi"
 # PYTHON       the interpreter that has mrpo-ds, at the same path on every machine; default python
 #
 # Every machine needs this directory at the same path, and an sshd that lets you in without a password. Variables that
@@ -27,4 +28,6 @@ fi
 first=$(awk '!/^[[:space:]]*(#|$)/ { print $1; exit }' "$hostfile")
 options=(--hostfile "$hostfile" --master_addr "${MASTER_ADDR:-$first}" --master_port "${MASTER_PORT:-29500}")
 if [[ -n ${SSH_PORT:-} ]]; then options+=(--ssh_port "$SSH_PORT"); fi
-exec "${PYTHON:-python}" -m deepspeed.launcher.runner "${options[@]}" --launcher pdsh --module mrpo_ds train "$@"
+read -ra more <<< "${OPTIONS:-}"
+exec "${PYTHON:-python}" -m deepspeed.launcher.runner --launcher pdsh "${options[@]}" "${more[@]}" \
+    --module mrpo_ds train "$@"
