@@ -12,9 +12,9 @@ from tests.hosts_support import TwoHosts, two_hosts
 from tests.support import base_config, mrpo_ds, read_metrics, without_clock, write_config
 
 STEPS = 60
-SILENCE = 6.0
+SILENCE = 8.0
 """topology.timeout_seconds."""
-SLACK = 6.0
+SLACK = 8.0
 """On top of it until the lost role is named: a beat, and this machine's two cores."""
 SLOTS = (2, 1)
 
