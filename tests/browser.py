@@ -15,7 +15,7 @@ ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
     *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"),
 )
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 120.0
 Message = dict[str, Any]
 
 

@@ -83,7 +83,7 @@ def _parts(panel: Panel, names: Iterable[str]) -> list[Panel]:
     return [
         replace(
             panel,
-            title=f"{panel.title}: {name}",
+            title=f"{panel.title.removesuffix(' of each reference')}: {name}",
             lines=tuple(
                 Line(line.pattern.replace("*", name), line.label.replace("*", "").lstrip(", ")) for line in panel.lines
             ),

@@ -14,7 +14,7 @@
   function show(value) {
     if (value === null || value === undefined) return "none";
     const size = Math.abs(value);
-    if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2);
+    if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace(/\.?0+e/, "e");
     return String(Number(value.toPrecision(size >= 1000 ? 5 : 4)));
   }
 
@@ -220,14 +220,14 @@
 
     drawAxes(width) {
       const { left, right, low, high, x, y } = this.scale;
-      for (const value of this.log ? logTicks(low, high) : ticks(low, high, 4)) {
+      for (const value of this.log ? logTicks(low, high) : ticks(low, high, 5)) {
         make("line", { x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value), class: "grid" }, this.svg);
         make("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, this.svg, show(value));
       }
-      for (const step of ticks(left, right, Math.max(2, Math.floor(width / 110)), true)) {
+      for (const step of ticks(left, right, Math.max(2, Math.floor(width / 80)), true)) {
         const ends = { x1: x(step), x2: x(step), y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM + 4 };
         make("line", { ...ends, class: "tick" }, this.svg);
-        const name = step >= 1e5 ? `${step / 1000}k` : String(step);
+        const name = step >= 1e4 ? `${step / 1000}k` : String(step);
         make("text", { x: x(step), y: HEIGHT - 6, "text-anchor": "middle" }, this.svg, name);
       }
       make("line", { x1: LEFT, x2: width - RIGHT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM, class: "tick" }, this.svg);
@@ -245,7 +245,8 @@
       const add = (name, attributes) => make(name, attributes, this.svg);
       if (points.thinned) {
         const back = spots(points.low).reverse().join("L");
-        add("path", { d: `${path(points.high)}L${back}Z`, class: "band" }).style.fill = stroke;
+        const band = add("path", { d: `${path(points.high)}L${back}Z`, class: "band" });
+        band.style.fill = band.style.stroke = stroke;
       }
       const smooth = smoothing > 0 && this.spec.smooth && !isEval && points.x.length > 2;
       if (smooth) add("path", { d: path(points.mean), class: "line raw" }).style.stroke = stroke;

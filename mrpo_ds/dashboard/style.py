@@ -46,7 +46,7 @@ a { color: var(--bar); }
 .plot svg .cross { stroke: var(--soft); }
 .plot svg .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .plot svg .raw { stroke-width: 1; opacity: .3; }
-.plot svg .band { stroke: none; opacity: .16; }
+.plot svg .band { fill-opacity: .14; stroke-opacity: .25; stroke-width: .7; }
 .tip {
   position: absolute; top: 4px; left: 0; z-index: 2; max-width: 100%; padding: .3rem .55rem; font-size: 12.5px;
   line-height: 1.4; background: var(--card); border: 1px solid var(--line); border-radius: 5px; pointer-events: none;

@@ -105,8 +105,8 @@ def test_runs_with_different_metrics_are_compared_by_what_they_have(write_run):
     html = html_of(both, one)
     data = data_of(html)
     assert drawn(data, "Loss") == [(0, "train/loss"), (0, "eval/loss"), (1, "train/loss"), (1, "eval/loss")]
-    assert drawn(data, "Weight of each reference: one") == [(0, "train/ref/one/weight"), (1, "train/ref/one/weight")]
-    assert drawn(data, "Weight of each reference: two") == [(0, "train/ref/two/weight")]
+    assert drawn(data, "Weight: one") == [(0, "train/ref/one/weight"), (1, "train/ref/one/weight")]
+    assert drawn(data, "Weight: two") == [(0, "train/ref/two/weight")]
     shown = read_page(html)
     assert "Not in one." in shown.text
     assert ["train/ref/two/weight", "0.5", ""] in shown.cells
