@@ -18,7 +18,7 @@ from tests.slurm_support import Slurm, two_node_slurm
 from tests.support import ROOT, base_config, read_metrics, without_clock, write_config
 
 STEPS = 40
-SECONDS = 1500.0
+SECONDS = 300.0
 """A job of these may wait or run so long."""
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 TASK = """#!/bin/sh
