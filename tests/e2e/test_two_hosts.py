@@ -1,11 +1,13 @@
 """The deepspeed launcher over two hosts: policy on one, reference on the other; then the cable is pulled out."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.hosts_support import TwoHosts, two_hosts
@@ -16,9 +18,11 @@ SILENCE = 8.0
 """topology.timeout_seconds."""
 SLACK = 8.0
 """On top of it until the lost role is named: a beat, and this machine's two cores."""
+START_SECONDS = 400.0
+"""Until the first steps are done: on a machine with other work, imports take minutes."""
 SLOTS = (2, 1)
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def wait_for(run: Popen[bytes], output: Path, text: str, seconds: float) -> str:
 
 
 def wait_for_steps(run: Popen[bytes], output: Path, metrics: Path, steps: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + START_SECONDS
     while not metrics.exists() or len(metrics.read_bytes().splitlines()) < steps:
         assert run.poll() is None and time.monotonic() < deadline, output.read_text()[-6000:]
         time.sleep(0.02)
@@ -57,10 +61,6 @@ def wait_for_steps(run: Popen[bytes], output: Path, metrics: Path, steps: int) -
 
 def test_a_cable_that_is_pulled_out_names_the_lost_role_and_a_rerun_resumes(hosts: TwoHosts, tmp_path: Path) -> None:
     values = settings(tmp_path)
-    alone = tmp_path / "alone"
-    done = mrpo_ds("train", str(write_config(tmp_path / "alone.yaml", {**values, "output_dir": str(alone)})))
-    assert done.returncode == 0, done.stderr[-4000:]
-
     directory = tmp_path / "run"
     config = str(write_config(tmp_path / "run.yaml", {**values, "output_dir": str(directory)}))
     output = tmp_path / "first.out"
@@ -71,7 +71,7 @@ def test_a_cable_that_is_pulled_out_names_the_lost_role_and_a_rerun_resumes(host
     said = wait_for(run, output, "is stuck or cut off", SILENCE + SLACK)
     named = time.monotonic() - pulled
     assert "node 0 (left): policy ranks 0-1; node 1 (right): ref/ref1 rank 2" in said
-    code = run.wait(60)
+    code = run.wait(120)
     said = output.read_text(encoding="utf-8", errors="replace")
     assert "ref/ref1 rank 0 (global rank 2, host right) is stuck or cut off: no sign of life for" in said
     assert SILENCE - 2 < named < SILENCE + SLACK
@@ -85,10 +85,15 @@ def test_a_cable_that_is_pulled_out_names_the_lost_role_and_a_rerun_resumes(host
     hosts.plug("up")
     output = tmp_path / "second.out"
     run = hosts.deepspeed(SLOTS, output, "train", config, "--resume", "auto")
-    assert run.wait(240) == 0, output.read_text()[-6000:]
+    assert run.wait(600) == 0, output.read_text()[-6000:]
     said = output.read_text(encoding="utf-8", errors="replace")
     assert f"resuming from {directory}/checkpoints/step-{steps[-1]:08d}" in said
     assert [row["step"] for row in read_metrics(directory)] == list(range(1, STEPS + 1))
+
+    alone = tmp_path / "alone"
+    config = str(write_config(tmp_path / "alone.yaml", {**values, "output_dir": str(alone)}))
+    done = mrpo_ds("train", config, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
     for name in ("metrics.jsonl", "evals.jsonl"):
         assert without_clock(read_metrics(directory, name)) == without_clock(read_metrics(alone, name)), name
     model = Path("model") / "model.safetensors"
@@ -99,8 +104,17 @@ def wait_until_only_sshd(hosts: TwoHosts) -> None:
     """The rank behind the cut cable ends by itself, too."""
     deadline = time.monotonic() + SILENCE + 30
     while time.monotonic() < deadline:
-        names = [Path(f"/proc/{pid}/comm").read_text().strip() for host in hosts.hosts for pid in host.processes()]
-        if not [name for name in names if not name.startswith("sshd")]:
+        left = [name for host in hosts.hosts for name in names_of(host.processes()) if not name.startswith("sshd")]
+        if not left:
             return
         time.sleep(0.2)
-    raise AssertionError(f"still there: {names}")
+    raise AssertionError(f"still there: {left}")
+
+
+def names_of(processes: list[int]) -> list[str]:
+    """Of those that are still there."""
+    names = []
+    for pid in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            names.append(psutil.Process(pid).name())
+    return names
