@@ -94,6 +94,11 @@ def _means(field: Field) -> Table:
             row.append(Number(sum(values) / len(values)))
         rows.append(row)
     notes = ["+- is the standard error over documents."]
+    if any(": vref@" in task for task in field.tasks):
+        notes.append(
+            "objective: each method's own rewards. vref: against a virtual reference; the four digits tell those apart "
+            "that are made of other models or with other options."
+        )
     if averaged and len(averaged) < len(field.tasks):
         notes.append(f"average: of the tasks that every row has ({', '.join(averaged)}).")
     return Table(field.name, field.title, columns, rows, notes)

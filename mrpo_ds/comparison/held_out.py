@@ -19,6 +19,10 @@ MEASURES = (
 """Heading, name in evals.jsonl, whether it is a share."""
 EFFECTS = ("accuracy", "margin")
 """Measures that have an effect size and marks, as in the MRPO paper's Tables 1 and 2."""
+AGAINST_FIRST = ("dpo", "ipo", "kto", "multi_ref_dpo")
+"""Objectives whose rewards are relative to RefM1."""
+AGAINST_ALL = ("mrpo", "mean_ref", "mdpo")
+"""Objectives whose rewards are relative to a mixture of all references."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ def held_out_table(methods: Sequence[Method], baseline: Method) -> Table | None:
 def curves(methods: Sequence[Method], key: str) -> list[Curve]:
     """One curve per method that has this metric: at the steps that all of its seeds evaluated at.
 
-    An accuracy where every document ties is left out: before its first step a policy is its own reference, all of
-    DPO's rewards are 0, and 0 % would look like the worst of models.
+    Accuracy before the first step is left out where the policy then is its own reference: all rewards are 0 there, and
+    what is not a tie is rounding.
     """
     found = []
     for method in methods:
@@ -76,7 +80,8 @@ def curves(methods: Sequence[Method], key: str) -> list[Curve]:
             {
                 int(row["step"]): value
                 for row in run.evals
-                if (value := finite(row.get(key))) is not None and not (key == ACCURACY and row.get(TIES) == 1)
+                if (value := finite(row.get(key))) is not None
+                and not (key == ACCURACY and row["step"] == 0 and _starts_at_its_reference(run))
             }
             for run in method.runs
         ]
@@ -85,6 +90,15 @@ def curves(methods: Sequence[Method], key: str) -> list[Curve]:
             spreads = [spread_of([values[step] for values in by_step]) for step in steps]
             found.append(Curve(method.label, steps, spreads))
     return found
+
+
+def _starts_at_its_reference(run: RunRecord) -> bool:
+    """Whether a run's rewards are relative to the very model that it starts from, and to no other."""
+    references = run.config.get("references") or []
+    if not references or references[0]["path"] != run.config["model"]["path"]:
+        return False
+    name = run.config["loss"]["name"]
+    return name in AGAINST_FIRST or (name in AGAINST_ALL and len(references) == 1)
 
 
 def _last_step(method: Method) -> int:

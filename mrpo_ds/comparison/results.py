@@ -11,7 +11,18 @@ from mrpo_ds.manifest import write_atomic
 
 RESULTS_FOLDER = "preferences"
 """Below --out, or eval/ of a run."""
-RESULT_KEYS = ("model", "model_path", "kind", "set", "rows", "reading", "metrics", "documents")
+RESULT_KEYS = (
+    "model",
+    "model_path",
+    "kind",
+    "set",
+    "rows",
+    "reading",
+    "references",
+    "virtual_reference",
+    "metrics",
+    "documents",
+)
 Result = dict[str, Any]
 
 

@@ -1,5 +1,7 @@
 """One model on one task, document by document: from a cell of the benchmark sweep, or from eval-preferences."""
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,6 +108,9 @@ def from_preferences(result: Mapping[str, Any], place: str) -> list[Score]:
         )
     )
     scores = []
+    # Another virtual reference is another measure: numbers against it get a column of their own.
+    virtual = json.dumps([result["virtual_reference"], result["references"]], sort_keys=True).encode()
+    titles = {"vref": f"vref@{hashlib.sha256(virtual).hexdigest()[:4]}"}
     for prefix in PREFERENCES:
         for kind in SHOWN:
             measure = result["metrics"].get(f"{prefix}/{kind}")
@@ -114,7 +119,7 @@ def from_preferences(result: Mapping[str, Any], place: str) -> list[Score]:
             values = zip(documents["id"], documents["values"][f"{prefix}/{kind}"], strict=True)
             scores.append(
                 Score(
-                    task=f"{result['set']}: {prefix}/{kind}",
+                    task=f"{result['set']}: {titles.get(prefix, prefix)}/{kind}",
                     place=place,
                     settings={"rows": result["rows"], **result["reading"]},
                     value=float(measure["mean"]),

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from mrpo_ds.comparison.command import compare
+from mrpo_ds.comparison.held_out import curves
+from mrpo_ds.comparison.methods import methods_of
+from mrpo_ds.comparison.runs import read_runs
 from mrpo_ds.errors import ConfigError, DataError
 from tests.unit.comparison.directories import evaluation, make_run, put_cell
 
@@ -45,6 +48,20 @@ def test_seeds_become_a_mean_and_a_standard_deviation(four: list[str], tmp_path:
     for name in ("accuracy", "margin"):
         assert (out / "plots" / f"{name}.png").read_bytes().startswith(PNG)
     assert {path.suffix for path in out.glob("held_out.*")} == {".md", ".csv", ".json", ".tex"}
+
+
+def test_curves_begin_where_rewards_are_more_than_rounding(four: list[str]) -> None:
+    """DPO starts at its reference; MRPO does not, if it has a second one."""
+    methods = methods_of(read_runs(four))
+    assert [curve.steps for curve in curves(methods, "rewards/margins")] == [[0, 4, 8], [0, 4, 8]]
+    assert [curve.steps for curve in curves(methods, "rewards/accuracies")] == [[4, 8], [4, 8]], "one reference each"
+    second = [{"name": "one", "path": "models/base"}, {"name": "two", "path": "other"}]
+    for method in methods:
+        for run in method.runs:
+            run.config["references"] = second
+    assert [curve.steps for curve in curves(methods, "rewards/accuracies")] == [[4, 8], [0, 4, 8]]
+    spreads = curves(methods, "rewards/accuracies")[0].spreads
+    assert (spreads[1].mean, spreads[1].std) == pytest.approx((0.6, math.sqrt(0.02)))
 
 
 def test_the_baseline_can_be_any_run(four: list[str], tmp_path: Path) -> None:
