@@ -84,12 +84,13 @@ section { scroll-margin-top: 3.5rem; }
 th.n, td.n { padding-left: .9rem; }
 td { overflow-wrap: break-word; }
 th.n { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
-.wide tr > :first-child { position: sticky; left: 0; background: var(--ground); min-width: 6rem; max-width: 46vw; }
+.wide tr > :first-child { position: sticky; left: 0; background: var(--ground); min-width: 8rem; max-width: 46vw; }
 .wide td:first-child { overflow-wrap: anywhere; }
 details .wide tr > :first-child { background: var(--card); }
 @media (max-width: 480px) {
   main { padding: 1rem .8rem 3rem; }
   h1 { font-size: 1.3rem; }
+  section { scroll-margin-top: 8rem; }
   .charts figcaption { min-height: 0; }
   #controls { gap: .25rem .6rem; }
 }

@@ -4,12 +4,16 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 
 from mrpo_ds.dashboard.charts import is_unplanned
+from mrpo_ds.dashboard.sections import SECTIONS
 from tests.browser import Tab, browser_tab
 from tests.support import base_config, mrpo_ds, need
 
@@ -130,41 +134,60 @@ def test_switches_take_lines_away_and_change_the_scale(pages, tab):
     assert tab.evaluate("document.querySelectorAll('.plot .raw').length > 0")
 
 
-def test_a_workspace_is_saved_to_a_server_with_all_its_sections(tmp_path):
-    """W&B itself cannot run here: the server takes the requests of its real client and answers what it asks for."""
-    pytest.importorskip("wandb_workspaces", reason="pip install 'mrpo-ds[dashboards]'")
-    taken: list[dict] = []
+@contextmanager
+def server(view: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(address, what it was asked): W&B itself cannot run here, so this takes what its real client sends.
+
+    view: what it answers when a workspace is to be saved.
+    """
+    taken: list[dict[str, Any]] = []
 
     class Server(BaseHTTPRequestHandler):
-        def do_POST(self):
+        def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             taken.append(request)
-            view = {"upsertView": {"view": {"id": "v1", "name": "nw-abc-v"}, "inserted": True}}
             viewer = {"viewer": {"id": "u", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}}
-            content = json.dumps({"data": view if "upsertView" in request["query"] else viewer}).encode()
+            content = json.dumps(view if "upsertView" in request["query"] else {"data": viewer}).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *arguments):
+        def log_message(self, *arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
     try:
-        done = mrpo_ds(
-            *("dashboard", "wandb", "--project", "p"),
-            **{"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "HOME": str(tmp_path)},
-        )
+        yield f"http://127.0.0.1:{listening.server_port}", taken
     finally:
-        server.shutdown()
-        server.server_close()
+        listening.shutdown()
+        listening.server_close()
+
+
+def save_workspace(address: str, home: Path) -> CompletedProcess[str]:
+    pytest.importorskip("wandb_workspaces", reason="pip install 'mrpo-ds[dashboards]'")
+    environment = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "HOME": str(home)}
+    return mrpo_ds("dashboard", "wandb", "--project", "p", **environment)
+
+
+def test_a_workspace_is_saved_to_a_server_with_all_its_sections(tmp_path):
+    view = {"data": {"upsertView": {"view": {"id": "v1", "name": "nw-abc-v"}, "inserted": True}}}
+    with server(view) as (address, taken):
+        done = save_workspace(address, tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"workspace: {address}/me/p?nw=abc" in done.stderr
     (saved,) = [one["variables"] for one in taken if "upsertView" in one["query"]]
     assert (saved["entityName"], saved["projectName"], saved["displayName"]) == ("me", "p", "mrpo-ds")
     sections = json.loads(saved["spec"])["section"]["panelBankConfig"]["sections"]
-    assert [one["name"] for one in sections][:2] == ["Preference", "References"]
+    assert [one["name"] for one in sections] == [section.title for section in SECTIONS]
+
+
+def test_a_server_that_refuses_the_workspace_is_one_line(tmp_path):
+    with server({"data": None, "errors": [{"message": "permission denied"}]}) as (address, _):
+        done = save_workspace(address, tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("mrpo-ds: error: W&B did not take the workspace for project 'p' (")
+    assert "permission denied" in line
