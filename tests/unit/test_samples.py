@@ -19,10 +19,15 @@ QUESTIONS = ["What is the capital of France?", "Two plus two is", "Why?"]
 FAMILIES = ["llama", "gemma3", "qwen2", "mamba", "llama4"]
 
 
+def model_config(path: Path, gradient_checkpointing: bool = False) -> ModelConfig:
+    attention = "eager" if path.name == "mamba" else "sdpa"  # it has none
+    return ModelConfig(path=str(path), attention=attention, gradient_checkpointing=gradient_checkpointing)
+
+
 def sampler_of(path: Path, max_new_tokens: int = 12, **options: Any) -> Sampler:
     """With gradient checkpointing where the family can, in training mode: as the policy is."""
     checkpointing = options.pop("gradient_checkpointing", False)
-    config = ModelConfig(path=str(path), gradient_checkpointing=checkpointing)
+    config = model_config(path, gradient_checkpointing=checkpointing)
     scorer = load_scorer(config, torch.float32, trainable=True)
     renderer = Renderer(load_tokenizer(config), "policy", "auto", score_eos=True)
     prompts = [Prompt(text, renderer.prompt_ids([Message("user", text)]), max_new_tokens) for text in QUESTIONS]
@@ -127,7 +132,7 @@ def test_what_is_called_before_each_answer_may_stop_it_and_leaves_the_model_as_i
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plain_copy_computes_the_same_and_shares_nothing(models: dict[str, Path], family: str) -> None:
-    scorer = load_scorer(ModelConfig(path=str(models[family]), gradient_checkpointing=False), torch.float32, True)
+    scorer = load_scorer(model_config(models[family]), torch.float32, trainable=True)
     model = scorer.model.eval()
     copy = plain_copy(model, wanted=True)
     ids = torch.arange(5, 45)[None]
