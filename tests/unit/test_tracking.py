@@ -81,6 +81,17 @@ def logged(run_dir: Path) -> dict[str, list[int]]:
     return found
 
 
+def written(file: Path) -> list[Any]:
+    """The records of an offline file once it is whole: in a process with other runs W&B writes on after finish."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        records = list(records_in(file))
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.05)
+    raise AssertionError(f"{file} was not finished")
+
+
 class TestFiles:
     def test_rows_are_there_at_once_step_first_and_keys_sorted(self, tmp_path: Path) -> None:
         tracker = open_tracker(tmp_path / "new" / "run")
@@ -278,7 +289,7 @@ class TestWandb:
         tracker.finish({"steps": 1}, exit_code=0)
 
         (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-        records = list(records_in(file))
+        records = written(file)
         (run,) = [record.run for record in records if record.HasField("run")]
         assert (run.run_group, run.job_type, run.display_name) == ("ablation", "train", "beta-0.1")
         rows: dict[int, dict[str, Any]] = {}
@@ -306,7 +317,7 @@ class TestWandb:
         config = WandbConfig(mode="offline", group="ablation", name="of the training", log_model="end")
         log_job("score", tmp_path / "run-score", config, {"model": {"path": "tiny"}}, [{"rows": 5.0}, {"rows": 6.0}])
         (file,) = tmp_path.glob("run-score/wandb/offline-run-*/*.wandb")
-        (run,) = [record.run for record in records_in(file) if record.HasField("run")]
+        (run,) = [record.run for record in written(file) if record.HasField("run")]
         assert (run.run_group, run.job_type, run.display_name) == ("ablation", "score", "run-score")
         assert [values["score/rows"] for _, values in history_in(file)] == [5, 6]
         log_job("score", tmp_path / "none", WandbConfig(mode="disabled"), {}, [{"rows": 5.0}])
