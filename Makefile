@@ -48,7 +48,7 @@ lint: install
 
 test: lint models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/unit
-	$(BIN)/python -m pytest tests/distributed tests/faults tests/e2e tests/gpu
+	$(BIN)/python -m pytest --durations=40 tests/distributed tests/faults tests/e2e tests/gpu
 
 faults: models
 	$(BIN)/python -m pytest -m "all_faults or not all_faults" tests/faults
