@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from mrpo_ds import cli
 from mrpo_ds.checkpoint import list_checkpoints
 from tests.slurm_support import Slurm, two_node_slurm
 from tests.support import ROOT, base_config, read_metrics, without_clock, write_config
@@ -316,7 +315,6 @@ def test_the_comparison_comes_after_all_runs(cluster: Cluster, sweep: tuple[Path
 
 
 @pytest.mark.cluster
-@pytest.mark.skipif(not hasattr(cli, "_compare"), reason="needs mrpo-ds compare")
 def test_the_comparison_is_made(cluster: Cluster, sweep: tuple[Path, str, str]) -> None:
     directory, _, compare = sweep
     assert cluster.over(compare) == ["COMPLETED"], cluster.output(compare)
