@@ -89,7 +89,8 @@ def check_restorable(path: str, sharding: dict[str, Any]) -> None:
     zero = sharding["zero_optimization"]
     for section in ("offload_optimizer", "offload_param"):
         offload = zero[section] if isinstance(zero.get(section), dict) else {}
-        wanted = {"device": ("none", "cpu"), "ratio": (1, 1.0), "super_offload": (False,)}
+        devices = ("none", "cpu") if stage_of(sharding) == 3 else ("none",)
+        wanted = {"device": devices, "ratio": (1, 1.0), "super_offload": (False,)}
         for key, allowed in wanted.items():
             if offload.get(key, allowed[0]) not in allowed:
                 raise _not_restorable(path, f"{section}.{key}", offload[key], f"{allowed[-1]}")

@@ -28,7 +28,6 @@ SHARDINGS: dict[str, dict[str, Any]] = {
     },
     "zero1": {"stage": 1},
     "zero2": {"stage": 2},
-    "zero2 offloaded": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
 }
 
 
@@ -77,7 +76,6 @@ def last_steps(run: Run) -> list[dict[str, float]]:
         ("zero1", 2, "bf16"),
         ("zero2", 3, "fp32"),
         ("zero2", 2, "bf16"),
-        ("zero2 offloaded", 2, "bf16"),
     ],
 )
 def test_the_same_number_of_ranks_repeats_every_bit(halves: Halves, sharding: str, ranks: int, dtype: str) -> None:

@@ -47,6 +47,7 @@ def refused(tmp_path):
         ({"mics_shard_size": 4}, "mics_shard_size is 4"),
         ({"zenflow": {"topk_ratio": 0.1}}, "zenflow is {'topk_ratio': 0.1}"),
         ({"stage": 2, "round_robin_gradients": True}, "round_robin_gradients is True"),
+        ({"stage": 2, "offload_optimizer": {"device": "cpu"}}, "offload_optimizer.device is 'cpu'"),
         ({"stage": 1, "parameter_alignment": 128}, "parameter_alignment is 128"),
     ],
 )
