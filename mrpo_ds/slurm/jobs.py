@@ -95,7 +95,7 @@ def _train(request: Request, site: Site) -> list[Job]:
     options |= {"time": time, "signal": f"B:USR1@{site.signal_seconds}"}
     topology = build_topology(configs[0])
     log(f"nodes {nodes} x tasks {tasks} = {topology.world_size} ranks, as the topology has ({topology.describe()})")
-    runs = name_runs(configs, lines, name)
+    runs = name_runs(configs, lines)
     if lines:
         options |= {"array": f"0-{len(lines) - 1}", "output": _output(site, "%x-%A_%a")}
     variables: dict[str, Value] = {
@@ -239,7 +239,7 @@ def read_sweep(path: str) -> list[list[str]]:
     return lines
 
 
-def name_runs(configs: Sequence[Config], lines: Sequence[list[str]], group: str) -> list[tuple[list[str], str]]:
+def name_runs(configs: Sequence[Config], lines: Sequence[list[str]]) -> list[tuple[list[str], str]]:
     """Each run of a sweep as (its overrides, its directory): output_dir/NUMBER-OVERRIDES unless the line names one.
 
     Raises ConfigError when two lines name one directory.
@@ -251,8 +251,6 @@ def name_runs(configs: Sequence[Config], lines: Sequence[list[str]], group: str)
             short = ",".join(_short(word) for word in words)
             directory += "/" + re.sub(r"[^\w.,=+-]+", "_", f"{number}-{short}")[:LONGEST_NAME]
             words = [*words, f"output_dir={directory}"]
-        if config.tracking.wandb.group is None:
-            words = [*words, f"tracking.wandb.group={group}"]
         runs.append((words, directory))
     directories = [directory for _, directory in runs]
     twice = next((one for one in directories if directories.count(one) > 1), None)

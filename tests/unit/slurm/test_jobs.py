@@ -100,11 +100,10 @@ def test_a_sweep_is_an_array_and_a_comparison_of_its_runs(tmp_path: Path) -> Non
     sweep.write_text("\n".join(lines))
     train, compare = jobs(sweep=str(sweep), nodes=2)
     assert train.options["array"] == "0-2" and train.options["output"] == "runs/slurm/%x-%A_%a.out"
-    group = "tracking.wandb.group=mrpo"
     assert train.variables["sweep"] == [
-        f"train.seed=0 output_dir=runs/mrpo/0-seed=0 {group}",
-        f"train.seed=1 train.learning_rate=1e-6 output_dir=runs/mrpo/1-seed=1,learning_rate=1e-6 {group}",
-        f"output_dir=runs/own loss.beta=0.2 {group}",
+        "train.seed=0 output_dir=runs/mrpo/0-seed=0",
+        "train.seed=1 train.learning_rate=1e-6 output_dir=runs/mrpo/1-seed=1,learning_rate=1e-6",
+        "output_dir=runs/own loss.beta=0.2",
     ]
     runs = ["runs/mrpo/0-seed=0", "runs/mrpo/1-seed=1,learning_rate=1e-6", "runs/own"]
     assert compare.kind == "compare" and compare.variables == {"runs": runs, "out": "runs/mrpo/compare"}
