@@ -167,7 +167,7 @@ def test_each_task_gets_a_rank_of_its_own(cluster: Cluster) -> None:
     port = 20000 + int(job) % 12000
     launches = [
         f"task {node} Launch(rank={rank}, world_size=4, local_rank={local}, master_addr='n1', master_port={port}, "
-        "store_prefix=None)"
+        f"store_prefix=None, node='{int(node[1:]) - 1}')"
         for rank, (node, local) in enumerate((("n1", 0), ("n1", 1), ("n2", 0), ("n2", 1)))
     ]
     asked = f"-m mrpo_ds train {cluster.config} train.seed=5 --resume auto"

@@ -179,7 +179,7 @@ def test_the_last_samples_are_what_the_exported_model_says(full: Run) -> None:
 def check_continued(run_dir: Path, full: Run) -> None:
     """The resumed run has gone on under the same id, and W&B has each step once, with the values of the full run."""
     found = runs_in(run_dir)
-    assert len(found) == 2 and len({run.run_id for run in found}) == 1
+    assert len({run.run_id for run in found}) == 1  # a killed process may have left nothing of its own on the disk
     values, times = logged(run_dir)
     assert set(times.values()) == {1}, [key for key, count in times.items() if count > 1]
     assert {step for kind, step in times if kind == "train"} == set(range(1, 9))
@@ -222,7 +222,8 @@ def test_score_leaves_a_run_of_its_own_type_in_the_group(here: tuple[Runs, Warm]
     config["topology"] |= {"store": str(runs.root / "store")}
     done = runs.command("score", str(write_config(runs.root / "scored.yaml", config)))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert not (runs.root / "scored").exists(), "a training there must find it new"
+    left = [path.name for path in (runs.root / "scored").iterdir()]
+    assert left == ["logs"], "a training there must find it new"
     (run,) = runs_in(runs.root / "scored-score")
     assert (run.run_group, run.job_type, run.display_name) == ("ablation", "score", "scored-score")
     (row,) = logged(runs.root / "scored-score")[0].values()
