@@ -1,8 +1,9 @@
 """The stacks of all threads of a rank, on demand: what shows where a run hangs, while it goes on.
 
 SIGUSR2 is answered by faulthandler's C code, which needs neither the interpreter's lock nor a thread that is free. It
-can write to a file that is open already, and to no other: a nameless one, from which the heartbeat's thread, or a
-neighbour when that thread cannot run, moves it to logs/stacks-TIME-rank-N.txt.
+can write to a file that is open already, and to no other: a nameless one. The heartbeat's thread sees that and writes
+the stacks of all threads to logs/stacks-TIME-rank-N.txt; when it cannot run, a neighbour moves there what the C code
+has written, which is the main thread's.
 """
 
 import contextlib
@@ -56,7 +57,8 @@ class Stacks:
     def listen(self) -> None:
         """From now on SIGUSR2 shows this process's stacks. Call from the main thread."""
         signal.signal(SIGNAL, signal.SIG_IGN)  # what comes back when the interpreter ends
-        faulthandler.register(SIGNAL, self._descriptor, all_threads=True, chain=False)
+        # Of the thread that it interrupts alone: others may run meanwhile, and to read a stack that changes can crash.
+        faulthandler.register(SIGNAL, self._descriptor, all_threads=False, chain=False)
 
     def waiting(self) -> bool:
         """Whether a signal has come whose stacks nobody has moved yet."""
@@ -90,8 +92,8 @@ class Stacks:
         return self._writer is not None and self._writer.is_alive()
 
     def _write(self, report: str, about: str) -> None:
-        if not os.fstat(self._descriptor).st_size:
-            faulthandler.dump_traceback(self._descriptor, all_threads=True)
+        os.ftruncate(self._descriptor, 0)  # with the interpreter's lock every thread's stack stands still
+        faulthandler.dump_traceback(self._descriptor, all_threads=True)
         self._save(report, self._rank, about, _take(self._descriptor))
         if report != self.written:
             self.helped = ()

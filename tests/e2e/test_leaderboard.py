@@ -238,6 +238,7 @@ def survives_kills(world: World, out: str, kills_at: list[int]) -> None:
     assert len(computed) == len(set(computed)), "a cell was computed twice"
 
 
+@pytest.mark.leaderboard
 def test_killed_in_the_middle_it_goes_on_and_says_the_same(world: World, whole: str) -> None:
     short = World(world.root)  # the same but for MMLU, whose 57 tables take most of the time
     short.models, short.suite = world.models, world.root / "short.yaml"
