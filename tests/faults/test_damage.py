@@ -58,7 +58,7 @@ def run_on_a_disk(victims: Victims, name: str, room: int, options: str = "", **c
     need(shutil.which("unshare") is not None and can_mount(), "unshare, and leave to mount a tmpfs in a namespace")
     config = settings(victims.root, steps=8, **changes)
     config["topology"] = {"policy": 1, "placement": "colocated"}
-    config["evaluate"] = {"every_steps": 0}
+    config["evaluate"] |= {"every_steps": 0}
     directory = victims.root / name
     directory.mkdir()
     kept = victims.root / f"{name}-kept"
@@ -85,8 +85,8 @@ def can_mount() -> bool:
 
 
 def test_a_disk_that_is_full_for_metrics(victims: Victims) -> None:
-    """Room for the configuration and a few rows: training goes on with one warning, and the rows are counted."""
-    run, kept = run_on_a_disk(victims, "full-metrics", 16384, checkpoint={"every_steps": 0})
+    """Room for the configuration, the log and a few rows: training goes on with one warning, and the rows are counted."""
+    run, kept = run_on_a_disk(victims, "full-metrics", 20480, checkpoint={"every_steps": 0})
     assert run.stderr.count("warning: metrics.jsonl cannot be written") == 1
     assert "training goes on, rows are lost" in run.stderr and "training: 8/8 step" in run.stderr
     assert 0 < len(read_metrics(kept)) < 8
