@@ -85,7 +85,7 @@ def can_mount() -> bool:
 
 
 def test_a_disk_that_is_full_for_metrics(victims: Victims) -> None:
-    """Room for the configuration, the log and a few rows: training goes on with one warning, and the rows are counted."""
+    """Room for a log and a few rows: training goes on with one warning, and the rows are counted."""
     run, kept = run_on_a_disk(victims, "full-metrics", 20480, checkpoint={"every_steps": 0})
     assert run.stderr.count("warning: metrics.jsonl cannot be written") == 1
     assert "training goes on, rows are lost" in run.stderr and "training: 8/8 step" in run.stderr
