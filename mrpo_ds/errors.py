@@ -64,3 +64,11 @@ def require(holds: bool, key: str, value: object, allowed: str, mend: str = "") 
 def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ConfigError 'key is value; allowed: a | b.' unless value is one of choices."""
     require(value in choices, key, value, " | ".join(choices))
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """(I, N) of the --shard option's "I/N". Raises ConfigError unless 0 <= I < N."""
+    number, _, count = text.partition("/")
+    part = (int(number), int(count)) if number.isdecimal() and count.isdecimal() else (0, 0)
+    require(part[0] < part[1], "--shard", text, "I/N with 0 <= I < N, such as 0/4")
+    return part

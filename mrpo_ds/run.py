@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import socket
 import sys
@@ -26,7 +25,7 @@ from mrpo_ds.distributed.topology import Role, Topology, build_topology, check_w
 from mrpo_ds.distributed.trust import TOKEN
 from mrpo_ds.distributed.watch import Limits
 from mrpo_ds.distributed.worlds import Rendezvous, World, leave, meet_nodes, open_rendezvous, split
-from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError, MrpoError, ReferenceError, require
+from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError, MrpoError, ReferenceError, read_shard, require
 from mrpo_ds.leaderboard.after_training import evaluate_trained
 from mrpo_ds.material import Material, prepare
 from mrpo_ds.reference.scoring import Answered
@@ -74,15 +73,8 @@ def score(config: Config, config_path: str, overrides: list[str], shard: str | N
     shard: "I/N" for part I of N of the rows alone, 0 <= I < N; other processes fill the store with the others.
     """
     require(len(config.references) > 0, "references", [], "at least one reference to score with")
-    job = ScoreJob(part=None if shard is None else _read_shard(shard))
+    job = ScoreJob(part=None if shard is None else read_shard(shard))
     return score_rows(config, ["score", config_path, *overrides, *([] if shard is None else ["--shard", shard])], job)
-
-
-def _read_shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    number, count = map(int, found.groups()) if found else (0, 0)
-    require(number < count, "--shard", text, "I/N with 0 <= I < N, such as 0/4")
-    return number, count
 
 
 def score_rows(config: Config, arguments: list[str], job: ScoreJob) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mrpo_ds.config.schema import ModelConfig
 from mrpo_ds.console import log
-from mrpo_ds.errors import ConfigError, require, require_choice
+from mrpo_ds.errors import ConfigError, read_shard, require, require_choice
 from mrpo_ds.leaderboard.candidates import Candidate, check_candidate, find_candidates
 from mrpo_ds.leaderboard.cells import Cells, differences, view
 from mrpo_ds.leaderboard.cost import expected_cost
@@ -57,16 +57,12 @@ class Options:
         require(self.limit is None or self.limit >= 1, "--limit", self.limit, ">= 1 document")
         require(self.batch_size >= 1, "--batch-size", self.batch_size, ">= 1 request")
         require_choice("--dtype", self.dtype, ("checkpoint", "bf16", "fp32"))
-        part, parts = self.part
-        require(0 <= part < parts, "--shard", self.shard, "I/N with 0 <= I < N, such as 0/4")
+        _ = self.part  # a wrong shard is refused now
 
     @property
     def part(self) -> tuple[int, int]:
-        """(I, N) of shard."""
-        if self.shard is None:
-            return 0, 1
-        part, _, parts = self.shard.partition("/")
-        return (int(part), int(parts)) if part.isdecimal() and parts.isdecimal() else (-1, 0)
+        """(I, N) of shard; all is one part. Raises ConfigError for a shard that is none."""
+        return (0, 1) if self.shard is None else read_shard(self.shard)
 
 
 @dataclass(frozen=True)
