@@ -264,6 +264,28 @@ def test_a_failed_cell_does_not_lose_the_others(world: World, whole: str) -> Non
 
 
 @pytest.mark.leaderboard
+def test_a_full_disk_costs_the_cells_that_do_not_fit(world: World, whole: str) -> None:
+    """80 KiB: room for the log and small cells, not for MMLU's, which comes first."""
+    kept = world.root / "full-kept"
+    (world.root / "full").mkdir()
+    words = " ".join([sys.executable, "-m", *world.arguments("full")])
+    out = world.root / "full"
+    script = f"mount -t tmpfs -o size=80k tmpfs {out} && {words}; code=$?; cp -r {out} {kept}; exit $code"
+    cut = ["unshare", "-Urm", "sh", "-c"]
+    may = subprocess.run([*cut, "mount -t tmpfs tmpfs /mnt"], capture_output=True)
+    need(may.returncode == 0, "leave to mount a tmpfs in a namespace")
+    env = environment(world.root)
+    done = subprocess.run([*cut, script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1, done.stderr[-4000:]
+    assert "failed: base/mmlu: OSError: [Errno 28] No space left on device" in done.stderr
+    assert "1 of 4 cells failed" in done.stderr and "Traceback" not in done.stderr
+    for name in ("arc_easy", "gsm8k", "flexible"):
+        cell = json.loads((kept / "cells" / "base" / f"{name}.json").read_text(encoding="utf-8"))
+        assert cell["value"] == json.loads(world.cells("whole")[f"base/{name}"].read_text(encoding="utf-8"))["value"]
+    assert not list(kept.rglob("mmlu.json*"))
+
+
+@pytest.mark.leaderboard
 def test_cells_of_other_settings_are_not_mixed_in(world: World, whole: str) -> None:
     said = world.sweep("whole", code=2, limit=2)
     assert "4 cells in" in said and "limit 3 then, 2 now" in said and "--redo" in said
