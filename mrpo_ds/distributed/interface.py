@@ -83,7 +83,14 @@ def _way_to(host: str, port: int) -> str:
     """The address of this host from which a packet to another one would leave."""
     family, _, _, _, target = _resolve(host, port)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(target)  # UDP: chooses an interface, sends nothing
+        try:
+            probe.connect(target)  # UDP: chooses an interface, sends nothing
+        except OSError as error:
+            near = ipaddress.ip_address(target[0]).is_loopback
+            hint = "; is the loopback interface up? (`ip link set lo up`)" if near else ""
+            raise ConfigError(
+                f"MASTER_ADDR is {host!r}, to which this host has no way ({error.strerror or error}){hint}."
+            ) from error
         return str(probe.getsockname()[0])
 
 

@@ -1,7 +1,10 @@
 """Split worlds: every role is an ordinary world of its own ranks."""
 
 import json
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from mrpo_ds.distributed.worlds import open_rendezvous
 from mrpo_ds.errors import ConfigError
 from tests.distributed.harness import make_topology, run_ranks
 from tests.distributed.looking import look_around
-from tests.support import command, free_port
+from tests.support import ROOT, command, free_port, need
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +106,22 @@ def test_an_absent_rank_0_is_named() -> None:
 def test_the_main_host_is_published_by_the_name_that_others_use(name: str) -> None:
     # On Debian a host's own name leads to 127.0.1.1, which is no address to give to other hosts.
     assert choose_interface(Launch(0, 2, 0, name, 29500, None), None).public == name
+
+
+def test_a_host_that_cannot_reach_even_itself_is_told_so() -> None:
+    """Where there is no network at all, loopback included, as `unshare -n` makes it."""
+    look = (
+        "from mrpo_ds.distributed.interface import choose_interface; from mrpo_ds.distributed.launch import Launch\n"
+        "from mrpo_ds.errors import ConfigError\n"
+        "try: choose_interface(Launch(0, 1, 0, '127.0.0.1', 29500, None), None)\n"
+        "except ConfigError as error: print(error)"
+    )
+    cut = ["unshare", "-rn", "--"]
+    allowed = shutil.which("unshare") and subprocess.run([*cut, "true"], capture_output=True).returncode == 0
+    need(bool(allowed), "network namespaces (unshare -rn)")
+    done = subprocess.run([*cut, sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "MASTER_ADDR is '127.0.0.1', to which this host has no way (Network is unreachable)" in done.stdout
+    assert "ip link set lo up" in done.stdout and "Traceback" not in done.stderr
 
 
 def test_another_host_publishes_the_interface_that_leads_to_rank_0() -> None:

@@ -44,11 +44,10 @@ CELL_KEYS = {"model", "model_path", "task", "shots", "metric", "filter", "value"
 
 
 def without_network() -> list[str]:
-    """What a command is put behind to have no network; where the system forbids that, the offline mode must do."""
-    allowed = (
-        shutil.which("unshare") and subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
-    )
-    return ["unshare", "-rn"] if allowed else []
+    """What a command is put behind to have only loopback; where the system forbids that, the offline mode must do."""
+    cut = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    allowed = shutil.which("unshare") and subprocess.run([*cut, "true"], capture_output=True).returncode == 0
+    return cut if allowed else []
 
 
 def environment(home: Path) -> dict[str, str]:
