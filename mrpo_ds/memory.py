@@ -1,5 +1,6 @@
 """How much memory this process has used at its peak, and how much the host still has."""
 
+import ctypes
 import resource
 import sys
 from functools import cache
@@ -29,6 +30,18 @@ def forget_peak() -> None:
     """Begin to measure the peak anew, where that is possible: on GPUs."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+
+
+def give_back_freed() -> None:
+    """Give the system the pages that the C library has freed but kept, where it is glibc; others keep what they keep.
+
+    Loading and checking models leaves holes of their size in the heap, into which a training's tensors rarely fit.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):
+        return
+    trim(0)
 
 
 def ran_out(error: BaseException) -> bool:

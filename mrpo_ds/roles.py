@@ -33,7 +33,7 @@ from mrpo_ds.errors import ConfigError
 from mrpo_ds.export import check_names, export_model, exported_shapes
 from mrpo_ds.flops import model_shape
 from mrpo_ds.material import POLICY, Material, Speaker, rows_of, run_settings
-from mrpo_ds.memory import peak_memory_gib
+from mrpo_ds.memory import give_back_freed, peak_memory_gib
 from mrpo_ds.models import AnyModelConfig, SequenceScorer, check_attention, load_scorer, resolve_dtype, score
 from mrpo_ds.objective import Objective
 from mrpo_ds.peaks import device_peak_tflops
@@ -98,6 +98,7 @@ def run_policy(material: Material, world: World, resume: Path | None, report: Re
     )
     if state.step:
         _recall_evaluations(run, run_dir, world)
+    give_back_freed()
     with closing(references):
         run.run(material.eval_batches(), material.train_batches(state.step))
     report("export", run.state.step)

@@ -168,12 +168,9 @@ class Prediction:
         if self.config.checkpoint.every_steps and self.config.checkpoint.background:
             share = CHECKPOINT_BYTES * sum(self.meta(POLICY).sizes) / ranks
             extra.append(Part("copy of a checkpoint, while it is written", share, self.machine.kind == "gpu"))
-        # A process on a CPU keeps what it had: the models that were loaded to check the store before the first step.
-        checked = placement == "stored" and self.config.topology.store_check_fraction > 0 and self.machine.kind == "cpu"
-        for one in self.config.references if placement == "colocated" or checked else []:
+        for one in self.config.references if placement == "colocated" else []:
             over = ranks if one.sharding == "zero3" else 1
-            name = f"ref/{one.name}" + (", left from the check of the store" if checked else "")
-            extra.append(Part(name, reference_weights(self.meta(one.name), over)[0].bytes))
+            extra.append(Part(f"ref/{one.name}", reference_weights(self.meta(one.name), over)[0].bytes))
         return replace(policy, parts=[*policy.parts, *extra])
 
     def served_memory(self, one: ReferenceConfig, ranks: int) -> RoleMemory:
