@@ -1,8 +1,8 @@
 """The records of judged evaluations: what is asked, how it is answered, and what a model said."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mrpo_ds.errors import require
 from mrpo_ds.types import Message
 
 
@@ -30,7 +30,7 @@ class Generation:
     """Of each turn, >= 1; an answer that reaches it is cut, and marked so."""
     temperature: float = 0.0
     """>= 0; 0 takes the likeliest token, without sampling."""
-    temperature_by_category: Mapping[str, float] = field(default_factory=dict)
+    temperature_by_category: dict[str, float] = field(default_factory=dict)
     """Instead of temperature for questions of a category."""
     system: str | None = None
     """System message before every conversation; None for none."""
@@ -38,6 +38,12 @@ class Generation:
     """Of sampling, >= 0; the draws of a question depend on it and on the question's id alone."""
     batch_size: int = 8
     """Questions that are answered at once, >= 1; no part of what decides whether an answer may be used again."""
+
+    def __post_init__(self) -> None:
+        for key, low in (("max_new_tokens", 1), ("seed", 0), ("batch_size", 1)):
+            require(getattr(self, key) >= low, f"generation.{key}", getattr(self, key), f">= {low}")
+        for key, value in {"temperature": self.temperature, **self.temperature_by_category}.items():
+            require(0 <= value < float("inf"), f"generation: temperature of {key!r}", value, "a number >= 0")
 
     def temperature_of(self, question: Question) -> float:
         """The temperature at which a question is answered."""
