@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mrpo_ds import logs
 from mrpo_ds.errors import MrpoError, require
+from mrpo_ds.judged.options import add_judge
 
 STORE_HELP = "list the references of a store; verify its files; remove what is damaged or abandoned and merge shards"
 LAUNCH_HELP = "fill a script of launch/slurm from a configuration and the site file, and submit it"
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_launch(commands.add_parser("launch", help=LAUNCH_HELP, description=LAUNCH_HELP))
     _add_eval_commands(commands)
     _add_eval_preferences(commands)
+    add_judge(commands)
     _add_compare(commands)
     _add_dashboard(commands)
     return parser

@@ -1,4 +1,4 @@
-"""Judged benchmarks: which questions, how they are answered, what the judge is asked and what its words mean. A YAML each.
+"""Judged benchmarks, a YAML each: which questions, how they are answered, what the judge is asked, what its words mean.
 
 Prompts are templates: {question}, {answer} and the other names of PLACEHOLDERS are replaced, all else is sent as it is.
 """
@@ -156,7 +156,9 @@ def _check_pattern(pattern: str) -> None:
 
 def _check_labels(benchmark: Benchmark) -> None:
     if benchmark.is_scores:
-        require(not benchmark.labels, "labels", benchmark.labels, "none with protocol scores, whose verdicts are numbers")
+        require(
+            not benchmark.labels, "labels", benchmark.labels, "none with protocol scores, whose verdicts are numbers"
+        )
         return
     for label, meaning in benchmark.labels.items():
         require_choice(f"labels[{label}]", meaning, MEANINGS)
@@ -180,7 +182,9 @@ def _check_templates(benchmark: Benchmark) -> None:
         unknown = sorted(named - allowed)
         require(not unknown, key, f"{{{unknown[0]}}}" if unknown else "", listed)
         shown = [{"answer_a"}, {"answer_b"}] if kind == "pair" else [{"answer", f"answer_{1 + (kind != 'first_turn')}"}]
-        require(all(named & names for names in shown), key, "a template without the answer", f"one that has it: {listed}")
+        require(
+            all(named & names for names in shown), key, "a template without the answer", f"one that has it: {listed}"
+        )
 
 
 def fill(template: str, values: dict[str, str]) -> str:
