@@ -62,11 +62,14 @@ def ask_all(judge: Judge, calls: Sequence[Call], baseline: str | None, kept: Jud
             todo.setdefault(key, call)
     distinct = len({judge.key(call) for call in calls})
     cached = distinct - len(todo)
-    if not todo:
-        return Asked(kept.usd, 0, cached)
     work = _Work(judge, todo, baseline, kept, Spending(judge, cap, kept.usd))
     with progress(distinct, "judge", "judgments", cached) as bar, work.stopped_by_signals():
         work.run(bar)
+    try:
+        for call in calls:
+            kept.share(judge.key(call), call.case)
+    except OSError as error:
+        work.end = work.end or _unwritten(error)
     return Asked(work.spending.spent, work.new, cached, work.failed, work.end)
 
 
@@ -98,7 +101,7 @@ class _Work:
     def run(self, bar: Progress) -> None:
         """Work until all is asked or something ends it; calls under way are waited for and kept."""
         self._bar = bar
-        count = min(self._judge.concurrency, len(self._pending))
+        count = max(1, min(self._judge.concurrency, len(self._pending)))
         threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(count)]
         for thread in threads:
             thread.start()

@@ -182,9 +182,10 @@ def _check_templates(benchmark: Benchmark) -> None:
         unknown = sorted(named - allowed)
         require(not unknown, key, f"{{{unknown[0]}}}" if unknown else "", listed)
         shown = [{"answer_a"}, {"answer_b"}] if kind == "pair" else [{"answer", f"answer_{1 + (kind != 'first_turn')}"}]
-        require(
-            all(named & names for names in shown), key, "a template without the answer", f"one that has it: {listed}"
-        )
+        for names in shown:
+            if not named & names:
+                these = " or ".join(f"{{{name}}}" for name in sorted(names))
+                raise ConfigError(f"{key} does not show the judge what it judges; it must name {these}.")
 
 
 def fill(template: str, values: dict[str, str]) -> str:

@@ -4,7 +4,8 @@
 
 A line has `key`, the case (`model`, `baseline`, `question`, `turn`, `order`), `judge`, `prompt`, `judgment`: its words,
 `finish_reason`, `first_token`, `usage`, `usd`, `served_model`, `attempts`, `seconds`. A line with `lost` instead of
-`judgment` is an attempt that may have been billed though no answer came; it counts as spend and as nothing else.
+`judgment` is an attempt that may have been billed though no answer came; it counts as spend and as nothing else. One
+with `same_request` is another case of a request that was made already, as of two models that answer alike.
 """
 
 import fcntl
@@ -12,11 +13,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mrpo_ds.console import warn
 from mrpo_ds.errors import ConfigError, DataError
+from mrpo_ds.judged.prompts import Case
 from mrpo_ds.manifest import write_through
 
 Record = dict[str, Any]
@@ -30,6 +33,7 @@ class Judgments:
         """Read what is there. Raises DataError for a damaged line that is not the last of its file."""
         self._folder = out / FOLDER
         self._by_key: dict[str, Record] = {}
+        self._cases: set[tuple[str, Case]] = set()
         self.usd = 0.0
         """Spent on all that is there, lost attempts among it."""
         for path in sorted(self._folder.glob("*.jsonl")):
@@ -61,10 +65,17 @@ class Judgments:
             write_through(path.parent)
         self._take(record)
 
+    def share(self, key: str, case: Case) -> None:
+        """Write down that a judgment is also about another case whose request is the same. Raises OSError."""
+        record = self._by_key.get(key)
+        if record is not None and (key, case) not in self._cases:
+            self.add({**record, **asdict(case), "usage": None, "usd": None, "same_request": True})
+
     def _take(self, record: Record) -> None:
         self.usd += record.get("usd") or 0.0
         if "judgment" in record:
-            self._by_key[record["key"]] = record
+            self._by_key.setdefault(record["key"], record)
+            self._cases.add((record["key"], case_of(record)))
 
 
 def read_whole_lines(path: Path) -> list[Record]:
@@ -87,12 +98,18 @@ def read_whole_lines(path: Path) -> list[Record]:
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("key"), str):
                 raise ValueError("no judgment of mrpo-ds judge")
-        except ValueError as error:
+            case_of(record)
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path} line {number} cannot be read ({error}); remove that line, and it is asked again."
             ) from error
         records.append(record)
     return records
+
+
+def case_of(record: Record) -> Case:
+    """What a record is about. Raises KeyError, TypeError or ValueError where it does not say so."""
+    return Case(str(record["model"]), str(record["question"]), int(record["turn"]), str(record["order"]))
 
 
 @contextmanager

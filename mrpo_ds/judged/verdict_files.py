@@ -10,6 +10,7 @@ from mrpo_ds.config.schema import SourceConfig
 from mrpo_ds.data.sources import read_rows
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.judged.benchmarks import Benchmark
+from mrpo_ds.judged.judgments import case_of
 from mrpo_ds.judged.prompts import BASELINE_FIRST, MODEL_FIRST, Case
 from mrpo_ds.judged.questions import text_id
 from mrpo_ds.judged.verdicts import OUTCOMES, Verdict, read_verdict
@@ -28,14 +29,15 @@ def read_verdict_files(benchmark: Benchmark, files: Sequence[str]) -> list[Verdi
     Raises DataError when a file cannot be read, or has a row of no known layout.
     """
     found: list[Verdict] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, Case]] = set()
     for file in files:
         for number, row in read_rows(SourceConfig(source=file)):
-            if "judgment" in row and (key := str(row.get("key", ""))):
-                if key in seen:
+            for verdict in _read(benchmark, row, f"{file} row {number}"):
+                ours = (str(row.get("key", "")), verdict.case)
+                if ours[0] and ours in seen:
                     continue  # of our own records the same one again, such as a copy of the file
-                seen.add(key)
-            found += _read(benchmark, row, f"{file} row {number}")
+                seen.add(ours)
+                found.append(verdict)
     return found
 
 
@@ -57,7 +59,7 @@ def _read(benchmark: Benchmark, row: Row, place: str) -> Iterable[Verdict]:
 
 
 def _own(benchmark: Benchmark, row: Row) -> Verdict:
-    case = Case(str(row["model"]), str(row["question"]), int(row["turn"]), str(row["order"]))
+    case = case_of(dict(row))
     if benchmark.is_scores == bool(case.order):
         raise ValueError(f"order {case.order!r} with protocol {benchmark.protocol}")
     return read_verdict(benchmark, case, row)
