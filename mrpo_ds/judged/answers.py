@@ -13,16 +13,19 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mrpo_ds.config.schema import ModelConfig
-from mrpo_ds.console import log, progress
-from mrpo_ds.errors import ConfigError, MrpoError, require_choice
+from mrpo_ds.console import log, progress, warn
+from mrpo_ds.errors import ConfigError, MrpoError, Stopped, require_choice
 from mrpo_ds.judged.generation import (
     Asked,
     Backend,
@@ -39,6 +42,7 @@ from mrpo_ds.manifest import write_through
 BACKENDS = ("transformers", "vllm")
 SHOWN = 3
 """Differences that a message names."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def answers_of(
@@ -64,6 +68,7 @@ def answers_of(
     Raises:
         ConfigError: a model or device that cannot be used, or a file of other settings or questions.
         MrpoError: the file cannot be written (a full disk), or the device lacks memory; finished answers are kept.
+        Stopped: by a signal, after the questions under way.
     """
     require_choice("the backend of answers", backend, BACKENDS)
     file = AnswerFile(out / "answers" / f"{name}.jsonl", settings_of(str(path), generation, backend))
@@ -94,12 +99,44 @@ def _make(
         log(said)
     by_id = {one.id: one for one in todo}
     try:
-        with progress(total, f"answers of {name}", "questions", there) as bar:
+        with progress(total, f"answers of {name}", "questions", there) as bar, _told_by_signals() as told:
             for group in answer_questions(answering, speaker, todo, generation):
                 file.add([(by_id[one.answer.question], one) for one in group], generation)
                 bar.update(len(group))
+                if told and bar.done < total:
+                    raise Stopped(
+                        f"stopped by {told[0]}; {bar.done} of {total} answers of {name} are kept, and the same command "
+                        "goes on from them"
+                    )
     finally:
         answering.close()
+
+
+@contextmanager
+def _told_by_signals() -> Iterator[list[str]]:
+    """What signals say, by name, instead of what they do; a second one does that."""
+    told: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    ours = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # nohup
+    before: dict[Any, Any] = {number: signal.getsignal(number) for number in ours}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: FrameType | None) -> None:
+        told.append(signal.Signals(number).name)
+        restore()
+        warn(f"{told[0]}: finishing the questions under way; a second signal ends at once")
+
+    for number in ours:
+        signal.signal(number, note)
+    try:
+        yield told
+    finally:
+        restore()
 
 
 def _load(path: str, generation: Generation, backend: str, device: str | None) -> tuple[Backend, Speaker]:

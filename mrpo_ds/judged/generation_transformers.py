@@ -53,6 +53,7 @@ class TransformersBackend:
 
     Raises:
         ConfigError: a checkpoint that is not whole, a model that cannot generate, a device that is not there.
+        MrpoError: the device has not enough memory for the model.
     """
 
     def __init__(self, path: str, speaker: Speaker, batch_size: int, device: str | None) -> None:
@@ -61,7 +62,14 @@ class TransformersBackend:
         self._device = find_device(device)
         self._ends = sorted(speaker.ends)
         self._pad = _pad_id(speaker)
-        self._model: Any = load_whole(path, dtype="auto").to(self._device).eval()
+        model = load_whole(path, dtype="auto").eval()
+        try:
+            self._model: Any = model.to(self._device)
+        except torch.OutOfMemoryError as error:
+            raise MrpoError(
+                f"{self._device} has not enough memory for the model at {path!r}; --backend vllm spreads it over all "
+                "GPUs that are seen."
+            ) from error
         if not self._model.can_generate():
             kind = type(self._model).__name__
             raise ConfigError(f"the model at {path!r} ({kind}) cannot generate; allowed: causal language models.")
@@ -72,7 +80,7 @@ class TransformersBackend:
 
         # The model's own file may ask for sampling, penalties and what not: here the requests say all.
         config = GenerationConfig(
-            do_sample=False, num_beams=1, max_new_tokens=most, eos_token_id=self._ends, pad_token_id=self._pad
+            do_sample=False, num_beams=1, max_new_tokens=most, eos_token_id=self._ends or None, pad_token_id=self._pad
         )
         self._model.generation_config = config  # or what it leaves open would come from there
         width = max(len(request.ids) for request in requests)
@@ -91,8 +99,8 @@ class TransformersBackend:
             )
         except torch.OutOfMemoryError as error:
             raise MrpoError(
-                f"{self._device} has not enough memory for {len(requests)} questions at once; a lower --batch-size "
-                "needs less. What was answered is kept."
+                f"{self._device} has not enough memory for {len(requests)} questions at once; a lower "
+                "generation.batch_size of the benchmark needs less. What was answered is kept."
             ) from error
         return [self._until_end(row) for row in made[:, width:].tolist()]
 

@@ -55,7 +55,8 @@ class VllmBackend:
             [SamplingParams(**sampling_settings(request, most, self._ends)) for request in requests],
             use_tqdm=False,
         )
-        return [self._with_end(output.outputs[0]) for output in outputs]
+        made = [output.outputs[0] for output in outputs]
+        return [with_end(list(one.token_ids), one.finish_reason == "stop", self._ends) for one in made]
 
     def close(self) -> None:
         """Let go of the engine: its process ends when nothing refers to it."""
@@ -64,12 +65,10 @@ class VllmBackend:
         self._engine = None
         gc.collect()
 
-    def _with_end(self, made: Any) -> list[int]:
-        """The new ids; one that vLLM stopped at and left out is put back, so that the answer counts as finished."""
-        ids = list(made.token_ids)
-        if made.finish_reason == "stop" and (not ids or ids[-1] not in self._ends):
-            ids.append(self._ends[0])
-        return ids
+
+def with_end(ids: list[int], ended: bool, ends: Sequence[int]) -> list[int]:
+    """New ids of which the last one ended the answer, where one did: vLLM may leave it out."""
+    return [*ids, ends[0]] if ended and ids[-1:] not in [[one] for one in ends] else ids
 
 
 def check_installed() -> None:

@@ -33,7 +33,7 @@ from mrpo_ds.judged.generation import (
 )
 from mrpo_ds.judged.generation_transformers import TransformersBackend, find_device, pick
 from mrpo_ds.judged.records import Answer, Generation, Question
-from mrpo_ds.judged.vllm_engine import count_gpus, engine_settings, sampling_settings
+from mrpo_ds.judged.vllm_engine import count_gpus, engine_settings, sampling_settings, with_end
 from mrpo_ds.models import load_tokenizer
 from mrpo_ds.types import Message
 from tests.support import ROOT, bpe_tokenizer, command_environment, digit_tokenizer, make_model
@@ -338,16 +338,24 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, model: Path, room: i
 
 
 KILLED = """
+import os
 import sys
 from pathlib import Path
+from mrpo_ds.errors import Stopped
 from mrpo_ds.judged import answers
 from tests.unit.judged.test_answers import ask, generation, questions
 add = answers.AnswerFile.add
 def counting(file, *arguments):
     add(file, *arguments)
     print(len(file.kept), flush=True)
+    if len(file.kept) == 3 and sys.argv[3:]:
+        os.kill(os.getpid(), int(sys.argv[3]))
 answers.AnswerFile.add = counting
-ask(Path(sys.argv[1]), Path(sys.argv[2]), questions(12), generation(batch_size=1, temperature=1.0))
+try:
+    ask(Path(sys.argv[1]), Path(sys.argv[2]), questions(12), generation(batch_size=1, temperature=1.0))
+except Stopped as error:
+    print(error)
+    sys.exit(error.exit_code)
 """
 
 
@@ -364,6 +372,18 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_answers(tmp_path: Path, mod
     assert 4 <= kept.count(b"\n") < 13
     assert ask(model, tmp_path / "killed", questions(12), generation(temperature=1.0)) == expected
     assert (tmp_path / "killed/answers/tiny.jsonl").read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT])
+def test_stopped_by_a_signal_it_finishes_what_is_under_way(tmp_path: Path, model: Path, number: int) -> None:
+    expected = ask(model, tmp_path / "expected", questions(12), generation(temperature=1.0))
+    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "stopped"), str(int(number))]
+    done = subprocess.run(command, cwd=ROOT, env=command_environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stderr[-3000:]
+    assert f"stopped by {signal.Signals(number).name}; 3 of 12 answers of tiny are kept" in done.stdout
+    assert "a second signal ends at once" in done.stderr and "Traceback" not in done.stderr
+    assert len(lines(tmp_path / "stopped")) == 4
+    assert ask(model, tmp_path / "stopped", questions(12), generation(temperature=1.0)) == expected
 
 
 # ---- devices and vLLM ------------------------------------------------------------------------------------------------
@@ -402,6 +422,13 @@ def test_what_vllm_is_told(model: Path) -> None:
     seeds = [sampling_settings(Request([1], 0.7, name), 8, [2])["seed"] for name in names]
     assert len(set(seeds)) == 3 and seeds == [draws_seed(name) for name in names]
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_vllms_answers_end_as_those_of_transformers_do(model: Path) -> None:
+    assert with_end([7, 8], ended=True, ends=[2, 5]) == [7, 8, 2]
+    assert with_end([], ended=True, ends=[2, 5]) == [2]
+    assert with_end([7, 5], ended=True, ends=[2, 5]) == [7, 5]
+    assert with_end([7, 8], ended=False, ends=[2, 5]) == [7, 8]
 
 
 def test_a_conversation_is_all_that_was_said_before() -> None:
