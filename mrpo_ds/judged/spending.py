@@ -6,8 +6,8 @@ from mrpo_ds.judged.endpoint import Reply
 from mrpo_ds.judged.judge import Judge
 from mrpo_ds.judged.prompts import Call
 
-FIRST_TOKENS_PER_CHARACTER = 0.5
-"""Of a prompt, before a server has counted one: twice what English takes."""
+TOKENS_PER_CHARACTER = 0.5
+"""Of a prompt, at least, whatever a server has counted so far: twice what English takes."""
 
 
 @dataclass
@@ -21,13 +21,12 @@ class Spending:
     """USD, earlier runs of the folder among it."""
     reserved: float = 0.0
     """USD, the dearest outcome of calls under way."""
-    most_per_character: float | None = None
-    """The most input tokens per character of a prompt so far."""
+    per_character: float = TOKENS_PER_CHARACTER
+    """Input tokens that a character of a prompt may take: the most so far."""
 
     def estimate(self, call: Call) -> float:
         """The most that a call can cost, in USD: its prompt as the dearest so far, and an answer of max_tokens."""
-        rate = FIRST_TOKENS_PER_CHARACTER if self.most_per_character is None else self.most_per_character
-        return self.judge.usd(rate * _characters(call), self.judge.max_tokens)
+        return self.judge.usd(self.per_character * _characters(call), self.judge.max_tokens)
 
     def fits(self, call: Call) -> bool:
         """Whether the cap holds whatever the call comes to."""
@@ -48,8 +47,7 @@ class Spending:
             cost = estimate
         else:
             cost = self.judge.usd(reply.input_tokens, reply.output_tokens)
-            seen = reply.input_tokens / max(1, _characters(call))
-            self.most_per_character = max(seen, self.most_per_character or 0.0)
+            self.per_character = max(self.per_character, reply.input_tokens / max(1, _characters(call)))
         self.spent += cost
         return cost
 
