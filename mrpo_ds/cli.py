@@ -141,7 +141,7 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--baseline", metavar="RUN", help="the run whose method the others are compared with; without it the first one"
     )
     command.add_argument(
-        "--results", nargs="+", metavar="DIR", help="further folders of `mrpo-ds eval` or eval-preferences"
+        "--results", nargs="+", metavar="DIR", help="further folders of `mrpo-ds eval`, eval-preferences or judge"
     )
     command.set_defaults(run=_compare)
 
