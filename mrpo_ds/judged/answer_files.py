@@ -1,12 +1,13 @@
 """Answers that others have made, in the published layouts of FastChat, Arena-Hard and AlpacaEval, or in our own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mrpo_ds.config.schema import SourceConfig
 from mrpo_ds.data.sources import read_rows
 from mrpo_ds.errors import DataError
-from mrpo_ds.judged.questions import text_id
+from mrpo_ds.judged.questions import numbered, text_id
 from mrpo_ds.judged.records import Answer, Question
 
 LAYOUT_HELP = (
@@ -22,6 +23,7 @@ def read_answers(file: str, questions: Sequence[Question]) -> list[Answer]:
     Raises DataError when the file cannot be read, has a row of no known layout, or lacks a question or a turn.
     """
     found: dict[str, Answer] = {}
+    seen: dict[str, int] = {}
     for number, row in read_rows(SourceConfig(source=file)):
         try:
             answer = _read(row)
@@ -29,6 +31,9 @@ def read_answers(file: str, questions: Sequence[Question]) -> list[Answer]:
             raise DataError(
                 f"{file} row {number} is no answer ({type(error).__name__} {error}); {LAYOUT_HELP}"
             ) from error
+        if answer is not None and "instruction" in row:  # named by its text, which may come twice, as in the questions
+            seen[answer.question] = seen.get(answer.question, 0) + 1
+            answer = replace(answer, question=numbered(answer.question, seen[answer.question]))
         if answer is not None and found.setdefault(answer.question, answer).turns != answer.turns:
             raise DataError(f"{file} row {number} is a second answer to question {answer.question}; keep one.")
     missing = [one.id for one in questions if len(found.get(one.id, Answer(one.id, ())).turns) < len(one.turns)]

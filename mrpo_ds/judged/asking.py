@@ -96,6 +96,7 @@ class _Work:
         self._under_way = 0
         self._in_a_row = 0
         self._bar: Progress | None = None
+        self._signalled = False
         self._endpoint = Endpoint(judge, self._stopped, self._lost)
 
     def run(self, bar: Progress) -> None:
@@ -112,13 +113,14 @@ class _Work:
 
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
-        """On a signal let calls under way end, which are paid for; on a second one do what the signal does."""
+        """On a signal let calls under way end, which are paid for; a second one ends the process."""
 
         def stop(number: int, _: FrameType | None) -> None:
             name = signal.Signals(number).name
-            if self._stopped.is_set():
-                for again, handler in before.items():
-                    signal.signal(again, handler)
+            if self._signalled:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            self._signalled = True
             # Without the lock, which the thread that is interrupted may hold.
             self.end = self.end or Stopped(f"stopped by {name}")
             self._stopped.set()

@@ -223,11 +223,12 @@ def _finish(work: Work, report: Report, outcome: Asked | None) -> int:
                 "again: judgments are kept."
             ) from error
     print(as_markdown(results), flush=True)
-    share, allowed = results["parse_failures"], report.benchmark.max_parse_failures
-    if share > allowed:
+    allowed = report.benchmark.max_parse_failures
+    unread = {name: share for name, share in results["parse_failures"].items() if share > allowed}
+    for name, share in unread.items():
         log(
-            f"failed: {100 * share:.1f} % of the judgments have no verdict (max_parse_failures is {100 * allowed:g} %)"
-            f"; read some in {work.out / 'judgments'}: a judge that cannot keep the form of the prompt measures nothing"
+            f"failed: {name}: {100 * share:.1f} % of the judgments have no verdict (max_parse_failures is "
+            f"{100 * allowed:g} %): a judge that cannot keep the form of the prompt measures nothing"
         )
     if outcome is not None:
         _say_spend(results, outcome)
@@ -237,7 +238,7 @@ def _finish(work: Work, report: Report, outcome: Asked | None) -> int:
         if outcome.failed:
             log(f"failed: {len(outcome.failed)} judgments are missing; the same command asks for them again")
             return 1
-    return 1 if share > allowed else 0
+    return 1 if unread else 0
 
 
 def _kept(results: Results) -> str:

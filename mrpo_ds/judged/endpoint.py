@@ -79,8 +79,12 @@ class Endpoint:
         self._lost = lost
         self._secret = judge.secret()
         headers = {"Authorization": f"Bearer {self._secret}"} if self._secret else {}
+        # A proxy of the environment is for the world outside: it must not get what is meant for this host.
         self._client = httpx.Client(
-            headers=headers, timeout=httpx.Timeout(judge.timeout_seconds), limits=httpx.Limits(max_connections=None)
+            trust_env=not judge.is_local,
+            headers=headers,
+            timeout=httpx.Timeout(judge.timeout_seconds),
+            limits=httpx.Limits(max_connections=None),
         )
         self._url = judge.base_url.rstrip("/") + "/chat/completions"
 

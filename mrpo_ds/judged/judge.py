@@ -77,13 +77,18 @@ class Judge:
                 "api_key_env is no name of an environment variable. Never write a key into a file: put it into a "
                 "variable, such as OPENAI_API_KEY, and name that."
             )
-        safe = parts.scheme == "https" or parts.hostname in LOOPBACK or self.allow_plain_http
+        safe = parts.scheme == "https" or self.is_local or self.allow_plain_http
         require(
             name is None or safe,
             "base_url",
             self.base_url,
             "https:// with a key, or allow_plain_http: true",
         )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this host."""
+        return urlsplit(self.base_url).hostname in LOOPBACK
 
     @property
     def has_prices(self) -> bool:
@@ -120,6 +125,11 @@ class Judge:
         value = os.environ.get(self.api_key_env, "").strip()
         if not value:
             raise ConfigError(f"api_key_env is {self.api_key_env!r}, but that variable is not set; export it first.")
+        if not value.isascii() or not value.isprintable():
+            raise ConfigError(
+                f"api_key_env is {self.api_key_env!r}, but what that variable has is no key: it has line ends, control "
+                "characters or letters beyond ASCII."
+            )
         return value
 
 

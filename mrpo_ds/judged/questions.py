@@ -62,9 +62,7 @@ def read_questions(benchmark: Benchmark, file: str | None, limit: int | None) ->
             skipped += 1
             continue
         seen[question.id] = seen.get(question.id, 0) + 1
-        if seen[question.id] > 1:  # the same prompt again, which published files have
-            question = replace(question, id=f"{question.id}#{seen[question.id]}")
-        questions.append(question)
+        questions.append(replace(question, id=numbered(question.id, seen[question.id])))
     if not questions:
         raise DataError(f"{rows.source} has no question in the layout of {source.layout}; see docs/judged.md.")
     if skipped:
@@ -75,6 +73,11 @@ def read_questions(benchmark: Benchmark, file: str | None, limit: int | None) ->
 def text_id(text: str) -> str:
     """The name of a question whose file gives it none: a digest of its text."""
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
+
+
+def numbered(name: str, occurrence: int) -> str:
+    """The name of a question that comes for the first, second, ... time; published files repeat some."""
+    return name if occurrence == 1 else f"{name}#{occurrence}"
 
 
 def with_references(questions: Sequence[Question], file: str | None, categories: Sequence[str]) -> tuple[Question, ...]:

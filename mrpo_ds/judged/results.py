@@ -75,7 +75,7 @@ def collect(report: Report) -> Results:
         "baseline_characters": _characters(report.baseline_answers),
         "confidence": report.how.confidence,
         "models": rows,
-        "parse_failures": parse_failures(rows),
+        "parse_failures": {row["model"]: parse_failures(row) for row in rows},
         "missing": sum(row["missing"] for row in rows),
         "notes": list(report.notes),
         "prompt_hashes": {question.id: prompt_hash(question) for question in report.questions},
@@ -83,11 +83,10 @@ def collect(report: Report) -> Results:
     }
 
 
-def parse_failures(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Share of judgments without a verdict, over all models; 0 where there is none."""
-    failed = sum(row["no_verdict"] for row in rows)
-    judged = failed + sum(row["judged"] for row in rows)
-    return failed / judged if judged else 0.0
+def parse_failures(row: Mapping[str, Any]) -> float:
+    """Share of a model's judgments that have no verdict; 0 where there is none."""
+    judgments = row["no_verdict"] + row["judged"]
+    return row["no_verdict"] / judgments if judgments else 0.0
 
 
 def prompt_hash(question: Question) -> str:

@@ -1,6 +1,11 @@
 """The command: what it refuses and how it says so, files of verdicts from end to end, the table, exit codes."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,7 @@ import yaml
 
 from mrpo_ds.cli import main
 from mrpo_ds.judged.benchmarks import OURS
-from tests.support import write_jsonl
+from tests.support import ROOT, command_environment, write_jsonl
 from tests.unit.judged.loopback import COMPLETION, ok, serving
 
 QUESTIONS = [
@@ -116,7 +121,7 @@ def test_judgments_without_a_verdict_are_counted_and_too_many_are_an_error(tmp_p
     )
     assert "| 8.00 +- 0.00 |" in said, "-1 is no score"
     code, said, err = run(capfd, "mt_bench", "--verdicts", fastchat(tmp_path, 8, -1, -1), "--out", str(tmp_path / "b"))
-    assert code == 1 and "66.7 % of the judgments have no verdict (max_parse_failures is 10 %)" in err
+    assert code == 1 and "m: 66.7 % of the judgments have no verdict (max_parse_failures is 10 %)" in err
     assert (tmp_path / "b/table.md").is_file()
 
 
@@ -159,6 +164,38 @@ def test_the_cap_stops_in_order_with_what_was_spent(tmp_path, capfd):
     unpriced = judge_file(tmp_path, "http://127.0.0.1:9/v1")
     code, _, err = run(capfd, *words[:-3], unpriced, *words[-2:], "--max-cost", "1")
     assert code == 2 and "--max-cost is 1.0; allowed: nothing without usd_per_million_*" in err
+
+
+def test_one_model_whose_judgments_say_nothing_is_not_hidden_among_others(tmp_path, capfd):
+    rows = [{"question_id": n, "model": "good", "turn": 1, "score": 5} for n in range(30)]
+    rows += [{"question_id": n, "model": "bad", "turn": 1, "score": -1 if n else 5} for n in range(3)]
+    words = ["--verdicts", str(write_jsonl(tmp_path / "v.jsonl", rows)), "--out", str(tmp_path / "out")]
+    code, _, err = run(capfd, "mt_bench", *words)
+    assert code == 1 and "failed: bad: 66.7 %" in err and "failed: good" not in err
+
+
+def test_a_second_signal_does_not_wait_for_the_judge(tmp_path):
+    questions = str(write_jsonl(tmp_path / "q.jsonl", INSTRUCTIONS))
+    with serving(ok(), seconds_a_byte=60) as (url, seen):
+        words = ["alpaca_eval", outputs(tmp_path, "mine", "x"), "--baseline", outputs(tmp_path, "theirs", "y")]
+        words += ["--questions", questions, "--judge", judge_file(tmp_path, url), "--out", str(tmp_path / "out")]
+        command = [sys.executable, "-m", "mrpo_ds", "judge", *words]
+        process = subprocess.Popen(command, cwd=ROOT, env=command_environment(), stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: bool(seen), process)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while "SIGINT: waiting for the calls under way" not in (line := process.stderr.readline()):
+            assert line, "it has ended"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
+        assert "Traceback" not in process.stderr.read()
+
+
+def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_references_are_asked_for_before_anything_is_answered(tmp_path, capfd):

@@ -228,6 +228,24 @@ def test_a_key_that_is_not_set_is_told_before_anything_is_asked(monkeypatch):
         judge_at("https://host/v1", api_key_env="MY_KEY").secret()
 
 
+def test_a_key_that_cannot_be_sent_is_not_told(monkeypatch):
+    for value in ("sk-very\nsecret", "sk-very-s\u00e9cret"):
+        monkeypatch.setenv("MY_KEY", value)
+        with pytest.raises(ConfigError, match="what that variable has is no key") as told:
+            judge_at("https://host/v1", api_key_env="MY_KEY").secret()
+        assert "very" not in str(told.value)
+
+
+def test_what_is_meant_for_this_host_goes_to_no_proxy(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(ok()) as (url, seen):
+        assert ask(judge_at(url)).text == "[[7]]"
+    assert len(seen) == 1
+
+
 def test_a_server_that_repeats_the_key_does_not_make_us_tell_it(monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     body = json.dumps({"error": {"message": "Incorrect API key: sk-very-secret"}}).encode()

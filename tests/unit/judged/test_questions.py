@@ -140,6 +140,13 @@ def test_answers_of_each_layout(tmp_path, row, question):
         assert answer == Answer("1", ("x", "y"), (3, 4), (True, False))
 
 
+def test_an_instruction_that_comes_twice_has_two_answers(tmp_path):
+    rows = [{"instruction": text, "output": f"{text}{n}"} for n, text in enumerate(("a", "b", "a"))]
+    questions = questions_of(tmp_path, "alpaca_eval", rows)
+    file = str(write_jsonl(tmp_path / "answers.jsonl", rows))
+    assert [one.turns[0] for one in read_answers(file, questions)] == ["a0", "b1", "a2"]
+
+
 def test_answers_that_are_missing_or_double_are_refused(tmp_path):
     rows = [{"question_id": 1, "choices": [{"turns": ["x"]}]}]
     file = str(write_jsonl(tmp_path / "answers.jsonl", rows))
