@@ -8,6 +8,8 @@ By hand, until stdin ends: python -m tests.judge_server MODEL '[[A]]' '[[B]]' '[
 
 import hashlib
 import json
+import select
+import socket
 import sys
 import threading
 import time
@@ -84,10 +86,18 @@ class Model:
         self._verdicts = list(verdicts)
         self._words = words
         self._lock = threading.Lock()
+        self._closed = False
 
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A chat completion."""
+    def close(self) -> None:
+        """Wait for the request under way; whatever comes after it is not answered."""
+        with self._lock:
+            self._closed = True
+
+    def complete(self, body: dict[str, Any], is_gone: Callable[[], bool]) -> dict[str, Any]:
+        """A chat completion. Raises ConnectionAbortedError when nobody waits for it any more."""
         with self._lock, torch.no_grad():
+            if self._closed or is_gone():
+                raise ConnectionAbortedError
             prompt = self._tokenizer.apply_chat_template(
                 body["messages"], add_generation_prompt=True, return_dict=False
             )
@@ -193,7 +203,7 @@ def judge_server(
                 at_once[0] += 1
                 server.most_at_once = max(server.most_at_once, at_once[0])
             try:
-                with suppress(BrokenPipeError, ConnectionResetError):
+                with suppress(ConnectionError):
                     self._answer(seen)
             finally:
                 with lock:
@@ -215,7 +225,7 @@ def judge_server(
                     closing.wait()
                 self.close_connection = True
                 return None
-            completion = model.complete(seen.body)
+            completion = model.complete(seen.body, self._is_gone)
             if fault == "silence":
                 completion["choices"][0]["message"]["content"] = None
             if fault == "cut":
@@ -224,6 +234,11 @@ def judge_server(
             with lock:
                 server.answered[seen.key] += 1
             return self._send(200, completion)
+
+        def _is_gone(self) -> bool:
+            """Whether the client has closed its end, as one does that has waited too long."""
+            readable, _, _ = select.select([self.connection], [], [], 0)
+            return bool(readable) and self.connection.recv(1, socket.MSG_PEEK) == b""
 
         def _is_authorized(self) -> bool:
             if api_key is None or self.headers.get("Authorization") == f"Bearer {api_key}":
@@ -258,6 +273,7 @@ def judge_server(
     finally:
         closing.set()
         http.shutdown()
+        model.close()
         http.server_close()
 
 
