@@ -103,7 +103,7 @@ def _make(
             for group in answer_questions(answering, speaker, todo, generation):
                 file.add([(by_id[one.answer.question], one) for one in group], generation)
                 bar.update(len(group))
-                if told and bar.done < total:
+                if told:
                     raise Stopped(
                         f"stopped by {told[0]}; {bar.done} of {total} answers of {name} are kept, and the same command "
                         "goes on from them"
@@ -114,7 +114,7 @@ def _make(
 
 @contextmanager
 def _told_by_signals() -> Iterator[list[str]]:
-    """What signals say, by name, instead of what they do; a second one does that."""
+    """What a signal says, by name, instead of what it does; a second one ends the process."""
     told: list[str] = []
     if threading.current_thread() is not threading.main_thread():
         yield told
@@ -122,13 +122,10 @@ def _told_by_signals() -> Iterator[list[str]]:
     ours = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # nohup
     before: dict[Any, Any] = {number: signal.getsignal(number) for number in ours}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def note(number: int, _: FrameType | None) -> None:
         told.append(signal.Signals(number).name)
-        restore()
+        for again in ours:
+            signal.signal(again, signal.SIG_DFL)
         warn(f"{told[0]}: finishing the questions under way; a second signal ends at once")
 
     for number in ours:
@@ -136,7 +133,8 @@ def _told_by_signals() -> Iterator[list[str]]:
     try:
         yield told
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _load(path: str, generation: Generation, backend: str, device: str | None) -> tuple[Backend, Speaker]:
