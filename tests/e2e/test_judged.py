@@ -470,14 +470,8 @@ def test_the_four_benchmarks_with_a_real_model(tmp_path: Path) -> None:
             world = World(tmp_path, server, {"smollm2": SMOLLM2, "other": other})
             shorter_answers(tmp_path, bench)
             words = ["judge", str(tmp_path / f"{bench}.yaml"), f"other={other}", "--questions", str(questions)]
-            words += [
-                "--judge",
-                world.judge(max_tokens=64, timeout_seconds=900),
-                "--limit",
-                "2",
-                "--out",
-                str(tmp_path / bench),
-            ]
+            words += ["--judge", world.judge(max_tokens=64, timeout_seconds=900), "--limit", "2"]
+            words += ["--out", str(tmp_path / bench)]
             words += [] if bench == "mt_bench" else ["--baseline", f"smollm2={SMOLLM2}"]
             print(world.run(words, timeout=1800))
             (row,) = world.results(bench)["models"]
