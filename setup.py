@@ -25,6 +25,7 @@ setup(
         "psutil>=5",
         "tqdm>=4.66",
         "safetensors>=0.4",
+        "httpx>=0.27,<1",
         "lm-eval>=0.4.13,<0.5",  # its samplers changed within 0.4: docs/evaluation.md
         "accelerate>=1.0",  # lm-eval's model imports it
     ],
@@ -34,6 +35,9 @@ setup(
         # For eval/suites/open_llm_leaderboard_v2.yaml; pkg_resources, which one of them imports, left setuptools 81.
         "leaderboard-v2": ["lm-eval[math,ifeval]", "setuptools<81"],
         "dashboards": ["wandb-workspaces>=0.4"],  # for mrpo-ds dashboard wandb; the local page needs nothing more
+        "vllm": [
+            "vllm>=0.18"
+        ],  # for mrpo-ds judge --backend vllm; it pins torch and transformers, so in a venv of its own
         "gpu": ["flash-attn>=2.6"],  # for attention: flash_attention_2; sdpa needs nothing more
         "dev": [
             "pytest>=8",

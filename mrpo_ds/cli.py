@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mrpo_ds import logs
 from mrpo_ds.errors import MrpoError, require
+from mrpo_ds.judged.options import add_judge
 
 STORE_HELP = "list the references of a store; verify its files; remove what is damaged or abandoned and merge shards"
 LAUNCH_HELP = "fill a script of launch/slurm from a configuration and the site file, and submit it"
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_launch(commands.add_parser("launch", help=LAUNCH_HELP, description=LAUNCH_HELP))
     _add_eval_commands(commands)
     _add_eval_preferences(commands)
+    add_judge(commands)
     _add_compare(commands)
     _add_dashboard(commands)
     return parser
@@ -139,7 +141,7 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--baseline", metavar="RUN", help="the run whose method the others are compared with; without it the first one"
     )
     command.add_argument(
-        "--results", nargs="+", metavar="DIR", help="further folders of `mrpo-ds eval` or eval-preferences"
+        "--results", nargs="+", metavar="DIR", help="further folders of `mrpo-ds eval`, eval-preferences or judge"
     )
     command.set_defaults(run=_compare)
 

@@ -1,14 +1,27 @@
-"""Results document by document, benchmarks and preferences alike: means, spreads, and differences to a baseline."""
+"""Results document by document, of benchmarks, preferences and judges: means, spreads, differences to a baseline."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mrpo_ds.comparison.methods import Method
-from mrpo_ds.comparison.scores import Score, check_comparable, mean_documents, paired
+from mrpo_ds.comparison.scores import (
+    BENCHMARKS,
+    JUDGED,
+    OF_PREFERENCES,
+    Score,
+    check_comparable,
+    mean_documents,
+    paired,
+)
 from mrpo_ds.comparison.statistics import cohens_d, estimate_of, ranks_of, spread_of
 from mrpo_ds.comparison.tables import Cell, Column, Number, Table
 
 BASE = "base"
+TITLES = {
+    BENCHMARKS: "Benchmarks",
+    OF_PREFERENCES: "Preferences of eval-preferences",
+    JUDGED: "Judged answers",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,7 @@ class Field:
     """Results of one kind that are compared: rows, and the tasks that any of them has."""
 
     name: str
-    """Of the tables' files: benchmarks | preferences."""
+    """Of the tables' files: benchmarks | preferences | judged."""
     title: str
     entries: Sequence[Entry]
     baseline: str
@@ -41,10 +54,10 @@ class Field:
         return [task for task in self.tasks if all(task in entry.scores for entry in self.entries)]
 
 
-def field_of(methods: Sequence[Method], baseline: Method, benchmark: bool) -> Field | None:
+def field_of(methods: Sequence[Method], baseline: Method, kind: str) -> Field | None:
     """The results of all methods and of their base; None when there are none.
 
-    benchmark: those of the sweep, else those of eval-preferences. Raises ConfigError when two results of one task are
+    kind: see Score.kind. Raises ConfigError when two results of one task are
     not about the same documents in the same way.
     """
     entries = []
@@ -52,12 +65,12 @@ def field_of(methods: Sequence[Method], baseline: Method, benchmark: bool) -> Fi
     for method in [baseline, *methods]:
         for run in method.runs:
             for score in run.base_scores:
-                if score.benchmark == benchmark:
+                if score.kind == kind:
                     base.setdefault(score.task, [score])
     if base and len({run.config["model"]["path"] for method in methods for run in method.runs}) == 1:
         entries.append(Entry(BASE, "", base))
     for method in methods:
-        of_runs = [{score.task: score for score in run.scores if score.benchmark == benchmark} for run in method.runs]
+        of_runs = [{score.task: score for score in run.scores if score.kind == kind} for run in method.runs]
         tasks = [task for task in of_runs[0] if all(task in one for one in of_runs)]
         if tasks:
             entries.append(Entry(method.label, method.seeds, {task: [one[task] for one in of_runs] for task in tasks}))
@@ -66,8 +79,9 @@ def field_of(methods: Sequence[Method], baseline: Method, benchmark: bool) -> Fi
         first, *others = [score for entry in entries for score in entry.scores.get(task, [])]
         for other in others:
             check_comparable(first, other)
-    name, title = ("benchmarks", "Benchmarks") if benchmark else ("preferences", "Preferences of eval-preferences")
-    return Field(name, title, entries, baseline.label, tasks) if any(e.label != BASE for e in entries) else None
+    if all(entry.label == BASE for entry in entries):
+        return None
+    return Field(kind, TITLES[kind], entries, baseline.label, tasks)
 
 
 def tables_of(field: Field) -> list[Table]:
@@ -82,7 +96,7 @@ def tables_of(field: Field) -> list[Table]:
 
 def _means(field: Field) -> Table:
     columns = [Column("method"), Column("seeds"), *(_column(field, task, "stderr") for task in field.tasks)]
-    averaged = field.common if field.name == "benchmarks" and len(field.common) > 1 else []
+    averaged = field.common if field.name == BENCHMARKS and len(field.common) > 1 else []
     if averaged:
         columns.append(Column("average", digits=1, percent=True))
     rows: list[list[Cell]] = []
@@ -94,6 +108,9 @@ def _means(field: Field) -> Table:
             row.append(Number(sum(values) / len(values)))
         rows.append(row)
     notes = ["+- is the standard error over documents."]
+    if field.name == JUDGED:
+        judges = dict.fromkeys(str(field.sample(task).settings["judge name"]) for task in field.tasks)
+        notes.append(f"Judge: {', '.join(judges)}.")
     if any(": vref@" in task for task in field.tasks):
         notes.append(
             "objective: each method's own rewards. vref: against a virtual reference; the four digits tell those apart "
@@ -167,4 +184,5 @@ def _mean(scores: Sequence[Score] | None) -> Number:
 
 def _column(field: Field, task: str, spread: str, signed: bool = False) -> Column:
     percent = field.sample(task).percent
-    return Column(task, spread, 1 if percent else 3, percent=percent, signed=signed or not percent)
+    is_margin = not percent and field.name == OF_PREFERENCES
+    return Column(task, spread, 1 if percent else 3, percent=percent, signed=signed or is_margin)

@@ -8,6 +8,7 @@ from mrpo_ds.comparison.held_out import held_out_table
 from mrpo_ds.comparison.methods import Method, check_held_out_rows, method_with, methods_of, settings_table
 from mrpo_ds.comparison.pictures import draw_bars, draw_curves
 from mrpo_ds.comparison.runs import read_runs
+from mrpo_ds.comparison.scores import KINDS
 from mrpo_ds.comparison.tables import Column, Table, to_markdown, write_tables
 from mrpo_ds.comparison.wandb_tables import log_tables
 from mrpo_ds.console import log, warn
@@ -41,7 +42,7 @@ def compare(
     chosen = method_with(methods, baseline)
     found = [_runs_table(methods), settings_table(methods), held_out_table(methods, chosen)]
     tables = [table for table in found if table is not None]
-    fields = [field for field in (field_of(methods, chosen, kind) for kind in (True, False)) if field is not None]
+    fields = [field for field in (field_of(methods, chosen, kind) for kind in KINDS) if field is not None]
     for field in fields:
         tables += tables_of(field)
     pages = [to_markdown(table) for table in tables]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrpo_ds.comparison.judged import read_judged
 from mrpo_ds.comparison.results import read_json, read_results
-from mrpo_ds.comparison.scores import Score, from_cell, from_preferences
+from mrpo_ds.comparison.scores import OF_PREFERENCES, Score, from_cell, from_preferences
 from mrpo_ds.config.load import read_plain
 from mrpo_ds.errors import ConfigError, DataError, require
 from mrpo_ds.tracking import read_jsonl
@@ -62,10 +63,15 @@ def read_runs(directories: Sequence[str], results: Sequence[str] = ()) -> list[R
 
     Args:
         directories: of the runs.
-        results: further folders of results of `mrpo-ds eval` and eval-preferences, besides eval/ of each run.
+        results: further folders of results of `mrpo-ds eval`, eval-preferences and judge, besides eval/ of each run.
     """
     for folder in results:
-        require(Path(folder).is_dir(), "--results", folder, "a folder that `mrpo-ds eval` or eval-preferences has made")
+        require(
+            Path(folder).is_dir(),
+            "--results",
+            folder,
+            "a folder that `mrpo-ds eval`, eval-preferences or judge has made",
+        )
     runs = [read_run(Path(directory), [Path(folder) for folder in results]) for directory in directories]
     places = [run.directory.resolve() for run in runs]
     for run, place in zip(runs, places, strict=True):
@@ -131,13 +137,14 @@ class _Results:
         files = sorted({*folder.glob("cells/*/*.json"), *folder.glob("*/cells/*/*.json")})
         records = [(cell, [from_cell(cell, str(path))]) for path, cell in ((path, read_json(path)) for path in files)]
         records += [(result, from_preferences(result, str(path))) for path, result in read_results(folder)]
+        records += [(row, [score]) for row, score in read_judged(folder)]
         for record, scores in records:
             path = str(record.get("model_path", ""))
             if _is_own(path, self._directory):
                 self._add(self.own, scores, "its model")
             elif path == self._base_path or Path(path).resolve() == Path(self._base_path).resolve():
                 # Its rewards depend on whose references it is measured with; its log-probs do not.
-                own = [one for one in scores if one.benchmark or one.measure.startswith("logps/")]
+                own = [one for one in scores if one.kind != OF_PREFERENCES or one.measure.startswith("logps/")]
                 self._add(self.base, own, "its base model")
             elif is_own_folder and record.get("kind") != "reference" and str(record.get("model")) not in self.strangers:
                 self.strangers.append(str(record.get("model")))

@@ -1,4 +1,4 @@
-"""One model on one task, document by document: from a cell of the benchmark sweep, or from eval-preferences."""
+"""One model on one task, document by document: of the benchmark sweep, of eval-preferences, or of a judge."""
 
 import hashlib
 import json
@@ -33,6 +33,8 @@ INNER_SETTINGS = ("max_new_tokens", "data", "device")
 SHOWN = ("accuracy", "margin")
 """Measures of eval-preferences that are compared."""
 PREFERENCES = ("objective", "logps", "vref")
+BENCHMARKS, OF_PREFERENCES, JUDGED = KINDS = ("benchmarks", "preferences", "judged")
+"""Where a score comes from; scores of two kinds never share a table."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Score:
     """The metric, or the measure of eval-preferences."""
     percent: bool
     """A share, shown times 100."""
-    benchmark: bool
-    """From the sweep, not from eval-preferences."""
+    kind: str
+    """benchmarks: of the sweep. preferences: of eval-preferences. judged: of judge."""
 
 
 def from_cell(cell: Mapping[str, Any], place: str) -> Score:
@@ -93,7 +95,7 @@ def from_cell(cell: Mapping[str, Any], place: str) -> Score:
         hashes=hashes,
         measure=str(cell["metric"]),
         percent=True,
-        benchmark=True,
+        kind=BENCHMARKS,
     )
 
 
@@ -128,7 +130,7 @@ def from_preferences(result: Mapping[str, Any], place: str) -> list[Score]:
                     hashes=hashes,
                     measure=f"{prefix}/{kind}",
                     percent=kind == "accuracy",
-                    benchmark=False,
+                    kind=OF_PREFERENCES,
                 )
             )
     return scores

@@ -82,10 +82,13 @@ MAY_IMPORT = {
     "demo": "errors accelerator console",
     "slurm": "errors manifest config config.schema distributed.topology console",
     "topology_picture": "errors config.schema distributed.placement distributed.topology manifest plots",
+    "comparison.statistics": "",
+    "judged": "errors types accelerator manifest config config.schema data models console leaderboard "
+    "comparison.statistics",
     "comparison": "errors types losses config config.schema data distributed.topology manifest console tracking plots "
-    "reference models metrics material run",
+    "reference models metrics material run comparison.statistics",
     "cli": "errors logs accelerator config console reference stores check dashboard dashboard.workspace plan run slurm "
-    "topology_picture leaderboard comparison",
+    "topology_picture leaderboard comparison comparison.statistics judged",
     "__main__": "cli",
 }
 KNOWN_CYCLE = ("tracking", "plots")
@@ -97,14 +100,16 @@ ONLY_IN = {
     "deepspeed": "engine partitions",
     "wandb": "comparison dashboard.workspace wandb_sink",
     "matplotlib": "plots topology_picture comparison",
-    "numpy": "plots comparison",
+    "numpy": "plots comparison comparison.statistics judged",
     "tqdm": "console",
+    "httpx": "judged",
+    "vllm": "judged",
     "omegaconf": "config",
     "yaml": "config leaderboard dashboard",
     "wandb_workspaces": "dashboard.workspace",
     "psutil": "memory session distributed roles plan plan.probe",
     "tokenizers": "data",
-    "transformers": "data models stores check export demo plan plan.probe leaderboard comparison samples",
+    "transformers": "data models stores check export demo plan plan.probe leaderboard comparison samples judged",
     "safetensors": "export shards leaderboard",
     "lm_eval": "leaderboard",
     "huggingface_hub": "leaderboard",
@@ -113,7 +118,7 @@ ONLY_IN = {
     "jinja2": "data",
     "torch": "accelerator flops peaks memory activations material types ops losses data distributed reference models "
     "stores export preflight shards partitions engine checkpoint metrics objective evaluation failures check train "
-    "dry_run roles demo plan plan.probe leaderboard comparison samples",
+    "dry_run roles demo plan plan.probe leaderboard comparison samples judged",
 }
 
 

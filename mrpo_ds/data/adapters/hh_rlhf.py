@@ -12,6 +12,7 @@ from typing import Any
 
 from mrpo_ds.data.adapters._raw import RawExample, RowError, read_text
 from mrpo_ds.data.adapters._transcript import ANSWER, read_turns
+from mrpo_ds.types import Message
 
 HUB_IDS = ("Anthropic/hh-rlhf",)
 
@@ -27,6 +28,16 @@ def adapt(row: Mapping[str, Any]) -> RawExample:
     if prompt != other_prompt:
         raise RowError("prompts differ", "the transcripts part before the last '\\n\\nAssistant:'")
     return RawExample(read_turns(prompt), (chosen, rejected))
+
+
+def prompt_of(transcript: str) -> tuple[Message, ...]:
+    """The turns before a transcript's last answer, whatever that is; () where they do not end with the user's."""
+    turns, mark, _ = transcript.rpartition(ANSWER)
+    try:
+        messages = read_turns(turns) if mark else ()
+    except RowError:
+        return ()
+    return messages if messages and messages[-1].role == "user" else ()
 
 
 def _split_transcript(row: Mapping[str, Any], key: str) -> tuple[str, str]:

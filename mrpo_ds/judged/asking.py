@@ -1,0 +1,244 @@
+"""Ask the judge what has not been asked, several calls at a time, and keep each judgment as it comes."""
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from mrpo_ds.console import Progress, progress, warn
+from mrpo_ds.errors import MrpoError, Stopped
+from mrpo_ds.judged.endpoint import CallFailed, Endpoint, Reply
+from mrpo_ds.judged.judge import Judge
+from mrpo_ds.judged.judgments import Judgments
+from mrpo_ds.judged.prompts import Call
+from mrpo_ds.judged.spending import Spending
+
+GIVE_UP = 3
+"""Calls that fail one after the other, each after all its attempts: the judge is gone."""
+LOOK_SECONDS = 0.2
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+class CapReached(MrpoError):
+    """The next call might go beyond --max-cost."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the asking went."""
+
+    usd: float
+    """Spent on the folder so far, earlier runs among it; 0 without prices."""
+    new: int
+    """Judgments that were made now."""
+    cached: int
+    """Judgments that were there."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Digests of the requests that brought no judgment -> why."""
+    end: MrpoError | None = None
+    """Why not all was asked."""
+
+
+def ask_all(judge: Judge, calls: Sequence[Call], baseline: str | None, kept: Judgments, cap: float | None) -> Asked:
+    """Ask every call that has no judgment.
+
+    Args:
+        judge: whom to ask. Raises ConfigError when its key is not set.
+        calls: what to ask; of equal requests one is made.
+        baseline: of pairs, for the records.
+        kept: where judgments are and go.
+        cap: the most that the folder's judgments may cost, USD, or None.
+
+    Returns:
+        How it went; whatever ends it early is in `end`, so that what there is can be told first.
+    """
+    todo: dict[str, Call] = {}
+    for call in calls:
+        key = judge.key(call)
+        if kept.find(key) is None:
+            todo.setdefault(key, call)
+    distinct = len({judge.key(call) for call in calls})
+    cached = distinct - len(todo)
+    work = _Work(judge, todo, baseline, kept, Spending(judge, cap, kept.usd))
+    with progress(distinct, "judge", "judgments", cached) as bar, work.stopped_by_signals():
+        work.run(bar)
+    try:
+        for call in calls:
+            kept.share(judge.key(call), call.case)
+    except OSError as error:
+        work.end = work.end or _unwritten(error)
+    return Asked(work.spending.spent, work.new, cached, work.failed, work.end)
+
+
+def _unwritten(error: OSError) -> MrpoError:
+    return MrpoError(f"judgments cannot be written: {error.strerror}; make room, and run the same command again")
+
+
+class _Work:
+    """The calls that are to be made. Everything but the asking itself happens under one lock."""
+
+    def __init__(
+        self, judge: Judge, todo: dict[str, Call], baseline: str | None, kept: Judgments, spending: Spending
+    ) -> None:
+        self.spending = spending
+        self.new = 0
+        self.failed: dict[str, str] = {}
+        self.end: MrpoError | None = None
+        self._judge = judge
+        self._pending = list(reversed(todo.items()))
+        self._baseline = baseline
+        self._kept = kept
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
+        self._under_way = 0
+        self._in_a_row = 0
+        self._bar: Progress | None = None
+        self._signalled = False
+        self._endpoint = Endpoint(judge, self._stopped, self._lost)
+
+    def run(self, bar: Progress) -> None:
+        """Work until all is asked or something ends it; calls under way are waited for and kept."""
+        self._bar = bar
+        count = max(1, min(self._judge.concurrency, len(self._pending)))
+        threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            for thread in threads:
+                thread.join(LOOK_SECONDS / count)
+        self._endpoint.close()
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """On a signal let calls under way end, which are paid for; a second one ends the process."""
+
+        def stop(number: int, _: FrameType | None) -> None:
+            name = signal.Signals(number).name
+            if self._signalled:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            self._signalled = True
+            # Without the lock, which the thread that is interrupted may hold.
+            self.end = self.end or Stopped(f"stopped by {name}")
+            self._stopped.set()
+            warn(f"{name}: waiting for the calls under way; a second signal ends at once")
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        ours = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # nohup
+        before: dict[Any, Any] = {number: signal.getsignal(number) for number in ours}
+        for number in ours:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _serve(self) -> None:
+        while (taken := self._take()) is not None:
+            key, call, estimate = taken
+            reply, failure = None, None
+            try:
+                reply = self._endpoint.ask(call)
+            except CallFailed as error:
+                failure = error
+            except Exception as error:  # a thread that dies would leave the others waiting
+                failure = CallFailed(f"{type(error).__name__}: {error}", fatal=True)
+            with self._changed:
+                self._under_way -= 1
+                cost = self.spending.end(estimate, call, reply)
+                if reply is not None:
+                    self._keep(key, call, reply, cost)
+                elif failure is not None:
+                    self._fail(key, call, failure)
+                self._changed.notify_all()
+
+    def _take(self) -> tuple[str, Call, float] | None:
+        """The next call, with its reserved estimate; waits where calls under way may leave room below the cap."""
+        with self._changed:
+            while self._pending and not self._stopped.is_set():
+                key, call = self._pending[-1]
+                if self.spending.fits(call):
+                    self._pending.pop()
+                    self._under_way += 1
+                    return key, call, self.spending.begin(call)
+                if not self._under_way:
+                    self._stop(
+                        CapReached(
+                            f"--max-cost {self.spending.cap:g} USD: {self.spending.spent:.4f} USD are spent, and the "
+                            f"next call may cost {self.spending.estimate(call):.4f}; give a higher --max-cost to go on"
+                        )
+                    )
+                else:
+                    self._changed.wait(LOOK_SECONDS)
+            return None
+
+    def _keep(self, key: str, call: Call, reply: Reply, cost: float) -> None:
+        self._in_a_row = 0
+        try:
+            self._kept.add(self._record(key, call, reply, cost))
+        except OSError as error:
+            self._stop(_unwritten(error))
+            return
+        self.new += 1
+        if self._bar is not None:
+            self._bar.update(1, f"{self.spending.spent:.4f} USD" if self._judge.has_prices else "")
+
+    def _fail(self, key: str, call: Call, failure: CallFailed) -> None:
+        if self._stopped.is_set():
+            return  # it was ended on purpose
+        self.failed[key] = str(failure)
+        self._in_a_row += 1
+        case = call.case
+        warn(f"no judgment of {case.model}, question {case.question}, turn {case.turn} {case.order}: {failure}")
+        if failure.fatal:
+            self._stop(MrpoError(f"the judge refuses: {failure}"))
+        elif self._in_a_row >= GIVE_UP:
+            self._stop(MrpoError(f"{GIVE_UP} calls in a row failed; the last: {failure}"))
+
+    def _stop(self, why: MrpoError) -> None:
+        self.end = self.end or why
+        self._stopped.set()
+
+    def _lost(self, call: Call, why: str) -> None:
+        """An attempt may have been billed, and no judgment came."""
+        if not self._judge.has_prices:
+            return
+        with self._changed:
+            record = {**self._head(self._judge.key(call), call), "lost": why, "usd": self.spending.lose(call)}
+            try:
+                self._kept.add(record)
+            except OSError as error:
+                self._stop(_unwritten(error))
+
+    def _head(self, key: str, call: Call) -> dict[str, Any]:
+        case = call.case
+        return {
+            "key": key,
+            "model": case.model,
+            "baseline": self._baseline,
+            "question": case.question,
+            "turn": case.turn,
+            "order": case.order,
+            "judge": self._judge.model,
+        }
+
+    def _record(self, key: str, call: Call, reply: Reply, cost: float) -> dict[str, Any]:
+        usage = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
+        return {
+            **self._head(key, call),
+            "prompt": [{"role": message.role, "content": message.content} for message in call.messages],
+            "judgment": reply.text,
+            "finish_reason": reply.finish,
+            "first_token": reply.top,
+            "usage": usage,
+            "usd": cost if self._judge.has_prices else None,
+            "served_model": reply.served,
+            "attempts": reply.attempts,
+            "seconds": round(reply.seconds, 3),
+        }

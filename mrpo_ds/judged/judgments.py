@@ -1,0 +1,138 @@
+"""Judgments on disk: a line of JSON each, written through before the next call counts on it, never asked for twice.
+
+    OUT/judgments/<model>.jsonl    what the judge said, by a digest of all that it was asked
+
+A line has `key`, the case (`model`, `baseline`, `question`, `turn`, `order`), `judge`, `prompt`, `judgment`: its words,
+`finish_reason`, `first_token`, `usage`, `usd`, `served_model`, `attempts`, `seconds`. A line with `lost` instead of
+`judgment` is an attempt that may have been billed though no answer came; it counts as spend and as nothing else. One
+with `same_request` is another case of a request that was made already, as of two models that answer alike.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mrpo_ds.console import warn
+from mrpo_ds.errors import ConfigError, DataError
+from mrpo_ds.judged.prompts import Case
+from mrpo_ds.manifest import write_through
+
+Record = dict[str, Any]
+FOLDER = "judgments"
+
+
+class Judgments:
+    """The judgments of a folder. Only the holder of locked() may add to them."""
+
+    def __init__(self, out: Path) -> None:
+        """Read what is there. Raises DataError for a damaged line that is not the last of its file."""
+        self._folder = out / FOLDER
+        self._by_key: dict[str, Record] = {}
+        self._cases: set[tuple[str, Case]] = set()
+        self.usd = 0.0
+        """Spent on all that is there, lost attempts among it."""
+        for path in sorted(self._folder.glob("*.jsonl")):
+            for record in read_whole_lines(path):
+                self._take(record)
+
+    def find(self, key: str) -> Record | None:
+        """The judgment of a request, or None."""
+        return self._by_key.get(key)
+
+    def add(self, record: Record) -> None:
+        """Append a judgment, or a lost attempt, to its model's file, and wait for the disk. Raises OSError."""
+        path = self._folder / f"{record['model']}.jsonl"
+        is_new = not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, line)
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, before)  # a full disk keeps a part of the line
+                raise
+        finally:
+            os.close(descriptor)
+        if is_new:
+            write_through(path.parent)
+        self._take(record)
+
+    def share(self, key: str, case: Case) -> None:
+        """Write down that a judgment is also about another case whose request is the same. Raises OSError."""
+        record = self._by_key.get(key)
+        if record is not None and (key, case) not in self._cases:
+            self.add({**record, **asdict(case), "usage": None, "usd": None, "same_request": True})
+
+    def _take(self, record: Record) -> None:
+        self.usd += record.get("usd") or 0.0
+        if "judgment" in record:
+            self._by_key.setdefault(record["key"], record)
+            self._cases.add((record["key"], case_of(record)))
+
+
+def read_whole_lines(path: Path) -> list[Record]:
+    """The records of a file. A last line without an end, which a kill leaves, is cut off and said.
+
+    Raises:
+        DataError: another line is not a JSON object with a key; ConfigError: the file cannot be read or mended.
+    """
+    try:
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            warn(f"{path} ends in a torn line of {len(data) - whole} bytes, as a kill leaves one; it is dropped")
+            os.truncate(path, whole)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read or mended: {error.strerror}.") from error
+    records = []
+    for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("key"), str):
+                raise ValueError("no judgment of mrpo-ds judge")
+            case_of(record)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} line {number} cannot be read ({error}); remove that line, and it is asked again."
+            ) from error
+        records.append(record)
+    return records
+
+
+def case_of(record: Record) -> Case:
+    """What a record is about. Raises KeyError, TypeError or ValueError where it does not say so."""
+    return Case(str(record["model"]), str(record["question"]), int(record["turn"]), str(record["order"]))
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Be the only one who adds to a folder. Raises ConfigError when it cannot be written or somebody else is."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError(f"--out is {str(out)!r}, and cannot be written: {error.strerror}.") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another mrpo-ds judge works in {str(out)!r}; wait for it, or use another --out."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]

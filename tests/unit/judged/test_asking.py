@@ -1,0 +1,252 @@
+"""Judgments are made once, kept whole, and stop below the cap; what ends the asking loses nothing."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError
+from mrpo_ds.judged.asking import Asked, ask_all
+from mrpo_ds.judged.endpoint import Reply
+from mrpo_ds.judged.judge import Judge
+from mrpo_ds.judged.judgments import Judgments, locked
+from mrpo_ds.judged.prompts import Call, Case
+from mrpo_ds.judged.spending import Spending
+from mrpo_ds.types import Message
+from tests.unit.judged.loopback import COMPLETION, judge_at, ok, serving
+
+PRICES = {"usd_per_million_input": 1000.0, "usd_per_million_output": 10_000.0, "max_tokens": 10}
+"""A judgment of loopback.COMPLETION costs 0.011 + 0.03 USD."""
+COST = 0.041
+
+
+def calls(count: int, model: str = "m") -> list[Call]:
+    return [Call(Case(model, str(n), 1), (Message("user", f"Question {n}: how good?"),)) for n in range(count)]
+
+
+def ask(out: Path, judge: Judge, asked: list[Call], cap: float | None = None) -> tuple[Asked, Judgments]:
+    kept = Judgments(out)
+    return ask_all(judge, asked, None, kept, cap), kept
+
+
+# ---- once, and kept --------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_asked_twice(tmp_path):
+    with serving(ok()) as (url, seen):
+        judge = judge_at(url, concurrency=3, **PRICES)
+        first, _ = ask(tmp_path, judge, calls(7))
+        assert (first.new, first.cached, first.end, first.failed) == (7, 0, None, {})
+        assert first.usd == pytest.approx(7 * COST)
+        assert len(seen) == 7
+        again, kept = ask(tmp_path, judge, calls(9))
+        assert (again.new, again.cached, len(seen)) == (2, 7, 9)
+        assert again.usd == pytest.approx(9 * COST)
+    (file,) = (tmp_path / "judgments").iterdir()
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(records) == 9
+    record = kept.find(judge.key(calls(1)[0]))
+    assert record is not None
+    expected = {"model": "m", "question": "0", "turn": 1, "order": "", "judge": "j", "judgment": "[[7]]", "attempts": 1}
+    assert record.items() >= {**expected, "served_model": "judge-2024", "finish_reason": "stop"}.items()
+    assert record["prompt"] == [{"role": "user", "content": "Question 0: how good?"}]
+    assert record["usage"] == {"input_tokens": 11, "output_tokens": 3} and record["usd"] == pytest.approx(COST)
+
+
+def test_two_models_that_answer_alike_are_judged_by_one_call_and_both_have_it(tmp_path):
+    both = [*calls(2, "a"), *calls(2, "b")]
+    with serving(ok()) as (url, seen):
+        outcome, _ = ask(tmp_path, judge_at(url, **PRICES), both)
+        assert (outcome.new, len(seen)) == (2, 2)
+        ask(tmp_path, judge_at(url, **PRICES), both)
+    for name, shared in (("a", False), ("b", True)):
+        lines = (tmp_path / f"judgments/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        assert sorted(record["question"] for record in records) == ["0", "1"]
+        assert all(record.get("same_request", False) == shared for record in records)
+    assert Judgments(tmp_path).usd == pytest.approx(2 * COST)
+
+
+def test_another_judge_is_another_question(tmp_path):
+    with serving(ok()) as (url, seen):
+        ask(tmp_path, judge_at(url), calls(2))
+        ask(tmp_path, judge_at(url, temperature=0.5), calls(2))
+    assert len(seen) == 4
+
+
+def test_no_more_calls_at_a_time_than_the_judge_takes(tmp_path):
+    with serving(ok(), seconds_a_byte=0.002) as (url, seen):
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=1), calls(3))
+        assert outcome.new == 3
+        times = [one["body"]["messages"][0]["content"] for one in seen]
+    assert times == [f"Question {n}: how good?" for n in range(3)], "one after the other, in order"
+
+
+@pytest.mark.parametrize("torn", [b'{"key": "ab', b"\x00\x00", b'{"key": "k", "judgment": "[[3]]"}'])
+def test_a_torn_last_line_is_dropped_and_said_and_asked_again(tmp_path, capfd, console, torn):
+    with serving(ok()) as (url, seen):
+        judge = judge_at(url)
+        ask(tmp_path, judge, calls(3))
+        file = tmp_path / "judgments/m.jsonl"
+        whole = file.read_bytes()
+        file.write_bytes(whole + torn)
+        outcome, _ = ask(tmp_path, judge, calls(4))
+        assert (outcome.cached, outcome.new, len(seen)) == (3, 1, 4)
+    assert file.read_bytes().startswith(whole) and len(Judgments(tmp_path)._by_key) == 4
+    assert f"m.jsonl ends in a torn line of {len(torn)} bytes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "nonsense", '{"key": 3}', '{"key": "k", "judgment": "x"}'])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, line):
+    (tmp_path / "judgments").mkdir()
+    (tmp_path / "judgments/m.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="m.jsonl line 1 cannot be read .* remove that line, and it is asked again"):
+        Judgments(tmp_path)
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    refused = pytest.raises(ConfigError, match="another mrpo-ds judge works in")
+    with locked(tmp_path / "out"), refused, locked(tmp_path / "out"):
+        pass
+    with locked(tmp_path / "out"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--out is .* and cannot be written"), locked(tmp_path / "file"):
+        pass
+
+
+def test_a_disk_that_is_full_leaves_whole_lines(tmp_path):
+    kept = Judgments(tmp_path)
+    record = {"key": "k", "model": "m", "question": "q", "turn": 1, "order": "", "judgment": "x" * 50_000}
+    kept.add(record)
+    size = (tmp_path / "judgments/m.jsonl").stat().st_size
+    limit = size + 100  # a file may grow no further, as on a disk without room: the write is cut short
+    child = os.fork()
+    if child == 0:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            kept.add({**record, "key": "l"})
+        except OSError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0, "the error is the caller's to tell"
+    assert (tmp_path / "judgments/m.jsonl").stat().st_size == size
+    assert Judgments(tmp_path).find("k") == record
+
+
+# ---- what ends the asking --------------------------------------------------------------------------------------------
+
+
+def test_the_cap_holds_and_what_was_bought_is_kept(tmp_path):
+    with serving(ok()) as (url, seen):
+        judge = judge_at(url, concurrency=4, **PRICES)
+        outcome, _ = ask(tmp_path, judge, calls(50), cap=0.5)
+        assert outcome.usd <= 0.5 and outcome.usd == pytest.approx(len(seen) * COST)
+        # The dearest outcome of a call is 0.1 for 10 tokens and about 0.01 for its prompt: it must still fit.
+        assert outcome.new == len(seen) == 10
+        assert outcome.end is not None and outcome.end.exit_code == 1
+        assert "--max-cost 0.5 USD: 0.4100 USD are spent, and the next call may cost 0.1" in str(outcome.end)
+        again, _ = ask(tmp_path, judge, calls(50), cap=0.5)
+        assert (again.new, len(seen)) == (0, 10), "what earlier commands spent counts"
+        more, _ = ask(tmp_path, judge, calls(50), cap=0.7)
+        assert more.new > 0 and more.usd <= 0.7
+
+
+def test_a_server_that_does_not_count_costs_the_estimate(tmp_path):
+    answer = {key: value for key, value in COMPLETION.items() if key != "usage"}
+    with serving(ok(answer)) as (url, _):
+        outcome, kept = ask(tmp_path, judge_at(url, concurrency=1, **PRICES), calls(1), cap=1.0)
+    # 21 characters at half a token each, and 10 tokens of the judge.
+    assert outcome.usd == kept.usd == pytest.approx(0.0105 + 0.1)
+
+
+def test_attempts_that_may_have_been_billed_count_against_the_cap(tmp_path):
+    with serving(ok(), seconds_a_byte=0.05) as (url, seen):
+        judge = judge_at(url, concurrency=1, timeout_seconds=0.2, retries=1, **PRICES)
+        outcome, _ = ask(tmp_path, judge, calls(1))
+    assert len(seen) == 2 and len(outcome.failed) == 1
+    assert outcome.usd == pytest.approx(2 * (0.0105 + 0.1))
+    assert Judgments(tmp_path).usd == pytest.approx(outcome.usd), "in the next command too"
+    assert Judgments(tmp_path).find(judge.key(calls(1)[0])) is None
+
+
+def test_a_refusal_that_concerns_all_ends_at_once(tmp_path):
+    body = json.dumps({"error": {"message": "no such model"}}).encode()
+    with serving(ok(), ok(), (404, body, {})) as (url, seen):
+        outcome, kept = ask(tmp_path, judge_at(url, concurrency=1), calls(20))
+    assert len(seen) == 3 and outcome.new == 2
+    assert "the judge refuses" in str(outcome.end) and "404 Not Found: no such model" in str(outcome.end)
+    assert len(Judgments(tmp_path)._by_key) == 2
+
+
+def test_one_prompt_that_is_refused_does_not_end_the_others(tmp_path):
+    body = json.dumps({"error": {"message": "too long"}}).encode()
+    with serving(ok(), (400, body, {}), ok()) as (url, _):
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=1), calls(5))
+    assert (outcome.new, outcome.end) == (4, None)
+    (why,) = outcome.failed.values()
+    assert "400 Bad Request: too long" in why
+
+
+def test_three_failures_in_a_row_are_the_end(tmp_path):
+    with serving(ok(), (500, b"", {})) as (url, seen):
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=1, retries=0), calls(20))
+    assert len(seen) == 4 and outcome.new == 1 and len(outcome.failed) == 3
+    assert "3 calls in a row failed; the last: " in str(outcome.end)
+
+
+def test_a_signal_lets_calls_under_way_end(tmp_path):
+    with serving(ok(), seconds_a_byte=0.004) as (url, seen):
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        before = signal.getsignal(signal.SIGTERM)
+        started = time.monotonic()
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=2), calls(400))
+        assert time.monotonic() - started < 30
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert outcome.end is not None and outcome.end.exit_code == RUN_AGAIN
+    assert "stopped by SIGTERM" in str(outcome.end)
+    assert 0 < outcome.new == len(seen) < 400 and outcome.failed == {}
+    assert len(Judgments(tmp_path)._by_key) == outcome.new
+
+
+def test_a_folder_that_cannot_be_written_ends_it(tmp_path):
+    (tmp_path / "judgments").touch()  # a file where the folder should be
+    with serving(ok()) as (url, _):
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=1), calls(5))
+    assert "judgments cannot be written" in str(outcome.end) and "run the same command again" in str(outcome.end)
+    assert outcome.new == 0
+
+
+# ---- the cap as arithmetic -------------------------------------------------------------------------------------------
+
+
+@given(
+    cap=st.floats(0.01, 2),
+    events=st.lists(st.tuples(st.integers(1, 200), st.floats(0, 1), st.integers(0, 10), st.booleans()), max_size=60),
+)
+def test_spend_never_passes_the_cap_while_servers_count_no_more_than_was_reserved(cap: float, events: Any) -> None:
+    spending = Spending(Judge(base_url="https://host/v1", model="j", **PRICES), cap)
+    under_way: list[tuple[float, Call, Reply]] = []
+    for characters, share, output, finishes in events:
+        call = Call(Case("m", "q", 1), (Message("user", "x" * characters),))
+        rate = spending.per_character
+        if spending.fits(call):
+            reply = Reply("", None, None, int(share * rate * characters), output)
+            under_way.append((spending.begin(call), call, reply))
+        if finishes and under_way:
+            spending.end(*under_way.pop(0))
+        assert spending.spent + spending.reserved <= cap * (1 + 1e-9)
+    while under_way:
+        spending.end(*under_way.pop())
+    assert spending.spent <= cap * (1 + 1e-9) and spending.reserved == pytest.approx(0, abs=1e-9)

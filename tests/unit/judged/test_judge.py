@@ -1,0 +1,253 @@
+"""The judge's file, and a call over real HTTP: what is sent, repeated, given up, and never told."""
+
+import json
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+
+import pytest
+import yaml
+
+from mrpo_ds.errors import ConfigError
+from mrpo_ds.judged.endpoint import CallFailed, Endpoint, Reply, read_reply, retry_after
+from mrpo_ds.judged.judge import Judge, load_judge
+from mrpo_ds.judged.prompts import Call, Case
+from mrpo_ds.types import Message
+from tests.unit.judged.loopback import judge_at, ok, serving
+
+CALL = Call(Case("m", "81", 1), (Message("system", "be fair"), Message("user", "Which?")))
+
+
+def ask(judge: Judge, lost: list[str] | None = None) -> Reply:
+    endpoint = Endpoint(judge, threading.Event(), lambda call, why: (lost if lost is not None else []).append(why))
+    try:
+        return endpoint.ask(CALL)
+    finally:
+        endpoint.close()
+
+
+# ---- what is sent and read -------------------------------------------------------------------------------------------
+
+
+def test_a_request_has_what_a_judgment_depends_on(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret\n")
+    with serving(ok()) as (url, seen):
+        reply = ask(judge_at(url + "/", api_key_env="MY_KEY", max_tokens=9))
+    assert seen == [
+        {
+            "path": "/v1/chat/completions",
+            "key": "Bearer sk-very-secret",
+            "body": {
+                "model": "j",
+                "messages": [{"role": "system", "content": "be fair"}, {"role": "user", "content": "Which?"}],
+                "max_tokens": 9,
+                "temperature": 0.0,
+            },
+        }
+    ]
+    assert (reply.text, reply.finish, reply.served) == ("[[7]]", "stop", "judge-2024")
+    assert (reply.input_tokens, reply.output_tokens, reply.attempts) == (11, 3, 1)
+
+
+def test_options_for_models_that_want_another_request():
+    judge = judge_at("http://localhost/v1", temperature=None, max_tokens_field="max_completion_tokens", logprobs=True)
+    body = judge.request(CALL)
+    assert "temperature" not in body and "max_tokens" not in body
+    assert (body["max_completion_tokens"], body["logprobs"], body["top_logprobs"]) == (2048, True, 20)
+
+
+def test_the_key_of_a_request_changes_with_all_that_a_judgment_depends_on_and_with_nothing_else():
+    judge = judge_at("http://localhost/v1")
+    others = [judge_at("http://localhost/v1", **{key: value}) for key, value in (("model", "k"), ("temperature", 0.5))]
+    others.append(judge_at("http://localhost/v1", max_tokens=7))
+    keys = {one.key(CALL) for one in (judge, *others)}
+    assert len(keys) == 4
+    assert judge.key(Call(CALL.case, CALL.messages[1:])) not in keys
+    assert judge.key(Call(Case("other", "q", 2), CALL.messages)) == judge.key(CALL)
+    assert judge_at("http://localhost:1/v1", timeout_seconds=1, retries=9).key(CALL) == judge.key(CALL)
+
+
+def test_probabilities_of_the_first_token():
+    top = [{"token": " A", "logprob": -0.5}, {"token": "A", "logprob": -2.0}, {"token": "B", "logprob": -9999.0}]
+    choice = {"message": {"content": "A"}, "logprobs": {"content": [{"top_logprobs": [*top, {"token": 1}]}]}}
+    reply = read_reply(json.dumps({"choices": [choice]}).encode(), "url")
+    assert reply.top == {}, "what is not in its form is no probability"
+    choice["logprobs"]["content"][0]["top_logprobs"] = top
+    body = json.dumps({"choices": [choice]}).encode()
+    assert read_reply(body, "url").top == {"A": -0.5, "B": -9999.0}
+    assert read_reply(body.replace(b"-9999.0", b"-Infinity"), "url").top == {"A": -0.5}
+    assert (read_reply(body, "url").input_tokens, read_reply(body, "url").finish) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>It works</html>",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff\xfe",
+        b'{"choices": []}',
+        b'{"choices": [{"message": {}}]}',
+        b'{"choices": [{"message": {"content": 3}}]}',
+    ],
+)
+def test_a_body_that_is_no_completion_is_shown_and_not_asked_again(body):
+    with (
+        serving((200, body, {})) as (url, seen),
+        pytest.raises(CallFailed, match="answered something that is no chat completion") as told,
+    ):
+        ask(judge_at(url))
+    assert len(seen) == 1 and not told.value.fatal
+
+
+def test_words_that_are_missing_are_no_words():
+    body = {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}
+    assert read_reply(json.dumps(body).encode(), "url").text == ""
+
+
+# ---- what is repeated ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
+def test_trouble_that_passes_is_waited_for(status):
+    with serving((status, b"later", {}), (status, b"later", {}), ok()) as (url, seen):
+        assert ask(judge_at(url)).attempts == 3
+    assert len(seen) == 3 and seen[0] == seen[2]
+
+
+@pytest.mark.parametrize(
+    ("status", "fatal"), [(400, False), (401, True), (403, True), (404, True), (413, False), (301, True)]
+)
+def test_a_refusal_is_told_in_the_servers_words_at_once(status, fatal):
+    body = json.dumps({"error": {"message": "This model's maximum\ncontext length is 8", "type": "x"}}).encode()
+    with (
+        serving((status, body, {"Location": "http://127.0.0.1:9/"})) as (url, seen),
+        pytest.raises(CallFailed, match=f"answered {status} .*: This model's maximum context length is 8") as told,
+    ):
+        ask(judge_at(url))
+    assert len(seen) == 1 and told.value.fatal == fatal
+
+
+def test_trouble_that_does_not_pass_is_given_up():
+    with (
+        serving((500, b"<h1>oops</h1>", {})) as (url, seen),
+        pytest.raises(CallFailed, match=r"answered 500 .*: <h1>oops</h1> \(after 3 attempts\)") as told,
+    ):
+        ask(judge_at(url))
+    assert len(seen) == 3 and not told.value.fatal
+
+
+def test_retry_after_is_honoured():
+    with serving((429, b"", {"Retry-After": "0.4"}), ok()) as (url, _):
+        started = time.monotonic()
+        ask(judge_at(url))
+        assert time.monotonic() - started >= 0.4
+    with (
+        serving((429, b"", {"Retry-After": "3600"})) as (url, seen),
+        pytest.raises(CallFailed, match="asks to wait 3600 s .max_wait_seconds is 120") as told,
+    ):
+        ask(judge_at(url))
+    assert told.value.fatal and len(seen) == 1
+
+
+def test_retry_after_as_number_and_as_date():
+    assert retry_after("7") == 7 and retry_after("-1") == 0
+    assert retry_after(None) is None and retry_after("soon") is None and retry_after("nan") is None
+    later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=30), usegmt=True)
+    assert 25 < (retry_after(later) or 0) <= 30
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+def test_a_judge_that_hangs_or_drips_is_timed_out_and_may_have_been_billed():
+    lost: list[str] = []
+    with (
+        serving(ok(), seconds_a_byte=0.05) as (url, seen),
+        pytest.raises(CallFailed, match=r"did not answer within timeout_seconds, 0.3 s \(after 2 attempts\)"),
+    ):
+        ask(judge_at(url, timeout_seconds=0.3, retries=1), lost)
+    assert len(seen) == len(lost) == 2
+
+
+def test_nobody_there_is_no_bill():
+    lost: list[str] = []
+    with pytest.raises(CallFailed, match=r"cannot be reached: .*refused.*after 3 attempts"):
+        ask(judge_at("http://127.0.0.1:9/v1"), lost)
+    assert lost == []
+
+
+def test_pauses_end_when_the_work_is_stopped():
+    stopped = threading.Event()
+    with serving((503, b"", {})) as (url, _):
+        endpoint = Endpoint(judge_at(url, backoff_seconds=60), stopped, lambda call, why: None)
+        threading.Timer(0.3, stopped.set).start()
+        started = time.monotonic()
+        with pytest.raises(CallFailed, match="stopped between attempts"):
+            endpoint.ask(CALL)
+        assert time.monotonic() - started < 10
+
+
+# ---- the file and the key --------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_repository_is_a_judge():
+    judge = load_judge("eval/judged/judge.yaml")
+    assert judge.usd(1e6, 1e6) == pytest.approx(12.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"api_key": "sk-very-secret"}, "api_key: unknown key; did you mean 'api_key_env'"),
+        ({"api_key_env": "sk-very-secret"}, "api_key_env is no name of an environment variable"),
+        ({"base_url": "http://user:sk-very-secret@host/v1"}, "base_url has a user, a password or a query"),
+        ({"base_url": "https://host/v1?key=sk-very-secret"}, "base_url has a user, a password or a query"),
+        ({"base_url": "host/v1"}, "base_url is 'host/v1'"),
+        ({"base_url": "http://judge.example/v1", "api_key_env": "MY_KEY"}, "https:// with a key"),
+        ({"timeout_seconds": 0}, "timeout_seconds is 0"),
+        ({"concurrency": 0}, "concurrency is 0"),
+        ({"retries": -1}, "retries is -1"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"usd_per_million_input": 1.0}, "both prices, or neither"),
+        ({"max_tokens_field": "tokens"}, "max_tokens_field is 'tokens'"),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_and_a_key_in_it_is_not(tmp_path, changes, said):
+    path = tmp_path / "judge.yaml"
+    path.write_text(yaml.safe_dump({"base_url": "https://host/v1", "model": "j"} | changes), encoding="utf-8")
+    with pytest.raises(ConfigError, match=said) as told:
+        load_judge(str(path))
+    assert "judge.yaml" in str(told.value) and "very-secret" not in str(told.value)
+
+
+def test_a_key_that_is_not_set_is_told_before_anything_is_asked(monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(ConfigError, match="api_key_env is 'MY_KEY', but that variable is not set"):
+        judge_at("https://host/v1", api_key_env="MY_KEY").secret()
+
+
+def test_a_key_that_cannot_be_sent_is_not_told(monkeypatch):
+    for value in ("sk-very\nsecret", "sk-very-s\u00e9cret"):
+        monkeypatch.setenv("MY_KEY", value)
+        with pytest.raises(ConfigError, match="what that variable has is no key") as told:
+            judge_at("https://host/v1", api_key_env="MY_KEY").secret()
+        assert "very" not in str(told.value)
+
+
+def test_what_is_meant_for_this_host_goes_to_no_proxy(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(ok()) as (url, seen):
+        assert ask(judge_at(url)).text == "[[7]]"
+    assert len(seen) == 1
+
+
+def test_a_server_that_repeats_the_key_does_not_make_us_tell_it(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    body = json.dumps({"error": {"message": "Incorrect API key: sk-very-secret"}}).encode()
+    with serving((401, body, {})) as (url, _), pytest.raises(CallFailed, match=r"Incorrect API key: \*\*\*"):
+        ask(judge_at(url, api_key_env="MY_KEY"))
