@@ -466,7 +466,7 @@ def test_the_four_benchmarks_with_a_real_model(tmp_path: Path) -> None:
     other = tmp_path / "other"  # the same model, a little off
     nudged(SMOLLM2, other)
     for bench, (questions, verdicts) in files.items():
-        with judge_server(SMOLLM2, verdicts, words=24, api_key=KEY) as server:
+        with judge_server(SMOLLM2, verdicts, words=6, api_key=KEY) as server:
             world = World(tmp_path, server, {"smollm2": SMOLLM2, "other": other})
             shorter_answers(tmp_path, bench)
             words = ["judge", str(tmp_path / f"{bench}.yaml"), f"other={other}", "--questions", str(questions)]
