@@ -17,7 +17,7 @@ help:
 	@echo "make faults       the whole fault matrix: kills, signals, stops, full disks (half an hour; make test has a part of it)"
 	@echo "make test-benchmarks  every benchmark at its smallest size (ten minutes; make test has the short ones)"
 	@echo "make test-cluster     launch scripts on a real two-node Slurm, and two hosts in network namespaces (root; minutes)"
-	@echo "make test-leaderboard  scores against plain lm_eval on five tasks, kills in a sweep (twenty minutes; data in ../shared/data)"
+	@echo "make test-leaderboard  scores against plain lm_eval on five tasks, kills in a sweep, judges (twenty minutes; data in ../shared/data)"
 	@echo "make lint         ruff and mypy"
 	@echo "make test-real-text   objectives on published text with a real model (about half an hour; data in ../shared/data)"
 	@echo "make parity       our losses beside TRL's, on a tiny model (a minute, and TRL in a venv of its own)"
@@ -58,8 +58,9 @@ test-benchmarks: models
 
 test-cluster: models
 	$(BIN)/python -m pytest -m "cluster or not cluster" tests/e2e/test_slurm.py tests/e2e/test_two_hosts.py
+
 test-leaderboard: models
-	$(BIN)/python -m pytest -m "leaderboard or not leaderboard" tests/e2e/test_leaderboard.py
+	$(BIN)/python -m pytest -m "leaderboard or not leaderboard" tests/e2e/test_leaderboard.py tests/e2e/test_judged.py
 
 test-real-text: models
 	$(BIN)/python -m pytest -m real_text -s tests/e2e/test_objectives_real_text.py
