@@ -19,9 +19,10 @@ from mrpo_ds.distributed.launch import Launch
 from mrpo_ds.distributed.topology import Role, Topology
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
-# A server that has imported torch once and forks a process a rank: 0.1 s instead of 3 s, and no threads of pytest's.
+# A server that has imported torch once and forks a process a rank: 0.1 s instead of 3 s (with deepspeed 10), and no
+# threads of pytest's.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.distributed.harness", "mrpo_ds.distributed.heartbeat"])
+_context.set_forkserver_preload(["tests.distributed.preloaded"])
 
 Body = Callable[..., Any]
 """body(topology, launch, *arguments) is what a rank does; a function of a test module, so that it can be sent."""
