@@ -38,12 +38,12 @@ class Run:
 
 
 class Runs:
-    """Runs below one directory, by name, two at a time: a run is mostly the imports of its few processes."""
+    """Runs below one directory, by name, two at a time, or one where another worker of pytest-xdist has its own."""
 
     def __init__(self, root: Path, command: Command = mrpo_ds) -> None:
         self.root = root
         self.command = command
-        self._pool = ThreadPoolExecutor(max_workers=2)
+        self._pool = ThreadPoolExecutor(max_workers=1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
         self._started: dict[str, Future[Run]] = {}
 
     def start(self, name: str, config: dict[str, Any], *arguments: str) -> None:

@@ -1,4 +1,7 @@
-"""One run under every launcher: the numbers are the same to the last bit."""
+"""One run under other launchers than ours: the numbers are the same to the last bit.
+
+Without a launcher a run is started in test_training.py, and by srun in test_slurm.py.
+"""
 
 import subprocess
 import sys
@@ -14,11 +17,11 @@ from tests.support import (
     base_config,
     command_environment,
     free_port,
-    mrpo_ds,
     read_metrics,
     without_clock,
     write_config,
 )
+from tests.warm import Warm
 
 RANKS = 3
 """Two of the policy, one of the reference."""
@@ -31,11 +34,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings["topology"] |= {"policy": 2}
     settings["train"] |= {"max_steps": 3}
     return write_config(root / "config.yaml", settings)
-
-
-def without_launcher(config: Path, output: str) -> tuple[int, str]:
-    done = mrpo_ds("train", str(config), output)
-    return done.returncode, done.stderr
 
 
 def deepspeed(config: Path, output: str) -> tuple[int, str]:
@@ -64,15 +62,23 @@ def script(name: str, config: Path, output: str) -> tuple[int, str]:
 
 Launcher = Callable[[Path, str], tuple[int, str]]
 Launched = Callable[[Launcher], tuple[Path, str]]
-LAUNCHERS: list[Launcher] = [without_launcher, deepspeed, torchrun]
-"""Slurm's srun is in test_slurm.py."""
+LAUNCHERS: list[Launcher] = [deepspeed, torchrun]
+
+
+@pytest.fixture(scope="module")
+def alone(config: Path, warm: Warm) -> Path:
+    """The directory of the run whose ranks were given their places by the test."""
+    directory = config.parent / "alone"
+    run = warm("train", str(config), f"output_dir={directory}")
+    assert run.returncode == 0, run.stderr[-6000:]
+    return directory
 
 
 @pytest.fixture(scope="module")
 def launched(config: Path) -> Iterator[Launched]:
-    """The run directory and the console of the one run under a launcher. Two run at a time."""
+    """The run directory and the console of the run under each launcher. They begin at once."""
     directories = {launcher: config.parent / launcher.__name__ for launcher in LAUNCHERS}
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor() as pool:
         runs = {one: pool.submit(one, config, f"output_dir={where}") for one, where in directories.items()}
 
         def result(launcher: Launcher) -> tuple[Path, str]:
@@ -87,9 +93,8 @@ def numbers(directory: Path) -> list[list[dict[str, Any]]]:
     return [without_clock(read_metrics(directory, name)) for name in ("metrics.jsonl", "evals.jsonl")]
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS[1:])
-def test_the_numbers_do_not_depend_on_the_launcher(launched: Launched, launcher: Launcher) -> None:
-    alone, _ = launched(without_launcher)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_numbers_do_not_depend_on_the_launcher(alone: Path, launched: Launched, launcher: Launcher) -> None:
     directory, _ = launched(launcher)
     assert [row["step"] for row in numbers(alone)[0]] == [1, 2, 3]
     assert numbers(directory) == numbers(alone)
@@ -103,9 +108,8 @@ def test_one_process_speaks_and_none_complains(launched: Launched, launcher: Lau
     assert "error" not in console.lower() and "Traceback" not in console
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS[1:])
-def test_the_weights_do_not_depend_on_the_launcher(launched: Launched, launcher: Launcher) -> None:
-    alone, _ = launched(without_launcher)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_weights_do_not_depend_on_the_launcher(alone: Path, launched: Launched, launcher: Launcher) -> None:
     directory, _ = launched(launcher)
     for path in sorted((alone / "model").glob("*.safetensors")):
         assert (directory / "model" / path.name).read_bytes() == path.read_bytes()

@@ -298,7 +298,10 @@ def test_the_exported_model_is_the_one_that_was_evaluated(full, config, warm_run
 
 
 def test_the_console_says_what_was_made_and_nothing_alarming(full):
-    assert f"made {full.directory / 'model'}" in full.process.stderr
+    """Of all its processes one speaks."""
+    roles = "roles: policy: ranks 0-1, ref/ref1: rank 2, ref/ref2: rank 3"
+    for once in (roles, "step 6: held-out accuracy", f"made {full.directory / 'model'}"):
+        assert full.process.stderr.count(once) == 1
     assert "Traceback" not in full.process.stderr
     assert "warning" not in full.process.stderr.lower(), full.process.stderr
 
@@ -325,6 +328,7 @@ def of_the_clock(name):
 
 
 def test_a_resumed_run_continues_bit_for_bit(full, resumed):
+    """The ranks of the resumed one were given their places by the test, those of the full one by our launcher."""
     assert f"resuming from {resumed.directory / 'checkpoints' / 'step-00000003'}" in resumed.process.stderr
     for ours, theirs in ((full.metrics, resumed.metrics), (full.evals, resumed.evals)):
         without_clock = [[{k: v for k, v in row.items() if not of_the_clock(k)} for row in r] for r in (ours, theirs)]
