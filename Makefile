@@ -50,7 +50,8 @@ lint: install
 
 test: lint models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/unit
-	$(BIN)/python -m pytest --durations=40 tests/distributed tests/faults tests/e2e tests/gpu
+	$(BIN)/python -m pytest --durations=40 -n 2 --dist loadfile tests/distributed tests/faults tests/e2e
+	$(BIN)/python -m pytest tests/gpu
 
 faults: models
 	$(BIN)/python -m pytest -m "all_faults or not all_faults" tests/faults

@@ -58,7 +58,6 @@ class Ranks:
 
         port = free_port()
         self._directory = tempfile.TemporaryDirectory()
-        self.started = time.monotonic()
         self._ends: dict[int, Connection] = {}
         self._processes = {}
         for rank in range(topology.world_size):
@@ -72,6 +71,7 @@ class Ranks:
             process.start()
             theirs.close()
             self._ends[rank], self._processes[rank] = mine, process
+        self.started = time.monotonic()  # not sooner: the first one waits for all that the server imports
 
     def send_signal(self, number: signal.Signals, *ranks: int) -> float:
         """Signal some ranks; returns when that was, in the seconds of Outcome.ended."""
