@@ -8,13 +8,15 @@ MODELS := .cache/models
 RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 .DELETE_ON_ERROR:
-.PHONY: help install models quickstart test faults test-benchmarks test-cluster test-real-text parity lint clean test-leaderboard
+.PHONY: help install models quickstart test faults test-matrix test-benchmarks test-cluster test-leaderboard
+.PHONY: test-real-text parity lint clean
 .PHONY: bench bench-step bench-logps bench-prefix bench-references bench-scale bench-plan
 
 help:
 	@echo "make quickstart   install, then train MRPO on two real models (about 10 minutes on 2 cores)"
-	@echo "make test         install, lint, run all tests"
+	@echo "make test         install, lint, every test but for the targets below (about 25 minutes on 2 cores)"
 	@echo "make faults       the whole fault matrix: kills, signals, stops, full disks (half an hour; make test has a part of it)"
+	@echo "make test-matrix  the rest of the other matrices: objectives, presets, reshardings (make test has a part of each)"
 	@echo "make test-benchmarks  every benchmark at its smallest size (ten minutes; make test has the short ones)"
 	@echo "make test-cluster     launch scripts on a real two-node Slurm, and two hosts in network namespaces (root; minutes)"
 	@echo "make test-leaderboard  scores against plain lm_eval on five tasks, kills in a sweep, judges (twenty minutes; data in ../shared/data)"
@@ -48,10 +50,14 @@ lint: install
 
 test: lint models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/unit
-	$(BIN)/python -m pytest --durations=40 tests/distributed tests/faults tests/e2e tests/gpu
+	$(BIN)/python -m pytest --durations=40 -n 2 --dist loadfile tests/distributed tests/faults tests/e2e
+	$(BIN)/python -m pytest tests/gpu
 
 faults: models
 	$(BIN)/python -m pytest -m "all_faults or not all_faults" tests/faults
+
+test-matrix: models
+	$(BIN)/python -m pytest -m matrix tests/e2e
 
 test-benchmarks: models
 	$(BIN)/python -m pytest -m "benchmarks or not benchmarks" tests/e2e/test_benchmarks.py

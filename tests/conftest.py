@@ -38,12 +38,12 @@ class Run:
 
 
 class Runs:
-    """Runs below one directory, by name, two at a time: a run is mostly the imports of its few processes."""
+    """Runs below one directory, by name, two at a time, or one where another worker of pytest-xdist has its own."""
 
     def __init__(self, root: Path, command: Command = mrpo_ds) -> None:
         self.root = root
         self.command = command
-        self._pool = ThreadPoolExecutor(max_workers=2)
+        self._pool = ThreadPoolExecutor(max_workers=1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
         self._started: dict[str, Future[Run]] = {}
 
     def start(self, name: str, config: dict[str, Any], *arguments: str) -> None:
@@ -74,19 +74,26 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Runs of the command as it is typed."""
     runs = Runs(tmp_path_factory.mktemp("runs"))
     yield runs
     runs.close()
 
 
-@pytest.fixture(scope="module")
-def warm_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """Runs that begin with everything imported: for files with many tiny ones."""
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """The command with everything imported; its servers serve all tests."""
     warm = Warm()
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="module")
+def warm_runs(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Iterator[Runs]:
+    """Runs that begin with everything imported."""
     runs = Runs(tmp_path_factory.mktemp("warm"), warm)
     yield runs
     runs.close()
-    warm.close()
 
 
 def pytest_configure(config: pytest.Config) -> None:

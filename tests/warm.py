@@ -1,7 +1,8 @@
-"""`mrpo-ds train` without its imports: a server imports what a run imports, once, and forks a process for each rank.
+"""`mrpo-ds ...` without its imports: a server imports what a run imports, once, and forks a process for each rank.
 
 Most of the ten seconds of a tiny run are the imports of torch, transformers and deepspeed. A run here is the command's
-own main(), with the same arguments, one process per rank, and the variables that a launcher such as torchrun sets.
+own main(), with the same arguments, one process per rank, and the variables that a launcher such as torchrun sets; or
+one process without them, as a command is typed.
 """
 
 import gc
@@ -10,8 +11,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,25 +31,31 @@ IMPORTED = [
 
 
 class Finished(subprocess.CompletedProcess[str]):
-    """A run that has ended."""
+    """A command that has ended."""
 
-    def __init__(self, arguments: list[str], ends: list[tuple[int, float]], output: str) -> None:
+    def __init__(self, arguments: list[str], ends: list[tuple[int, float]], stdout: str, stderr: str) -> None:
         self.codes = [code for code, _ in ends]
         """Exit code of each rank; negative: the signal that killed it."""
         self.ended = [when for _, when in ends]
         """When each rank ended, in seconds of time.time()."""
-        super().__init__(arguments, next((code for code in self.codes if code), 0), "", output)
+        super().__init__(arguments, next((code for code in self.codes if code), 0), stdout, stderr)
 
 
 class Warm:
-    """Called like tests.support.mrpo_ds, for `train` with a configuration; a server for each thread that calls."""
+    """Called like tests.support.mrpo_ds, from any thread; as many servers as there are calls at the same time."""
 
     def __init__(self) -> None:
-        self._mine = threading.local()
+        self._lock = threading.Lock()
         self._servers: list[subprocess.Popen[str]] = []
+        self._idle: list[subprocess.Popen[str]] = []
 
-    def __call__(self, *arguments: str, timeout: float = 300, **environment: str) -> "Finished":
-        """Run `mrpo-ds train CONFIG ...` on as many ranks as its topology asks for. stderr is all that they wrote."""
+    def __call__(
+        self, *arguments: str, timeout: float = 300, own: Sequence[dict[str, str]] = (), **environment: str
+    ) -> Finished:
+        """Run `mrpo-ds train CONFIG ...` on as many ranks as its topology asks for. stderr is all that they wrote.
+
+        own: what each rank has in its environment besides, if anything.
+        """
         from mrpo_ds.config.load import load_config
         from mrpo_ds.distributed.topology import build_topology
         from tests.support import free_port
@@ -54,28 +63,53 @@ class Warm:
         config = Path(arguments[1])
         ranks = build_topology(load_config(str(config), [word for word in arguments[2:] if "=" in word])).world_size
         shared = environment | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        request: dict[str, Any] = {
-            "arguments": arguments,
-            "environments": [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)],
-            "seconds": int(timeout),
-            "output": str(config.with_suffix(".out")),
-        }
-        server = self._server()
-        assert server.stdin is not None and server.stdout is not None
-        print(json.dumps(request), file=server.stdin, flush=True)
-        ends = json.loads(server.stdout.readline())
-        return Finished(list(arguments), ends, Path(request["output"]).read_text(encoding="utf-8"))
+        environments = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+        if own:
+            environments = [one | more for one, more in zip(environments, own, strict=True)]
+        output = config.with_suffix(".out")
+        output.unlink(missing_ok=True)
+        ends = self._ask(arguments, environments, timeout, output, output)
+        return Finished(list(arguments), ends, "", output.read_text(encoding="utf-8"))
+
+    def alone(self, *arguments: str, timeout: float = 300, **environment: str) -> Finished:
+        """Run `mrpo-ds ...` in one process that no launcher has started."""
+        with tempfile.TemporaryDirectory() as directory:
+            stdout, stderr = Path(directory) / "stdout", Path(directory) / "stderr"
+            ends = self._ask(arguments, [environment], timeout, stdout, stderr)
+            said = [path.read_text(encoding="utf-8") for path in (stdout, stderr)]
+        return Finished(list(arguments), ends, *said)
 
     def close(self) -> None:
         """End the servers."""
         for server in self._servers:
             server.communicate()
 
-    def _server(self) -> subprocess.Popen[str]:
-        if not hasattr(self._mine, "server"):
-            from tests.support import command_environment
+    def _ask(
+        self, arguments: tuple[str, ...], environments: list[dict[str, str]], timeout: float, stdout: Path, stderr: Path
+    ) -> list[tuple[int, float]]:
+        """Exit code and time of the end of a process for each environment."""
+        request = {
+            "arguments": arguments,
+            "environments": environments,
+            "seconds": int(timeout),
+            "streams": [str(stdout), str(stderr)],
+        }
+        server = self._take()
+        assert server.stdin is not None and server.stdout is not None
+        print(json.dumps(request), file=server.stdin, flush=True)
+        ends: list[tuple[int, float]] = json.loads(server.stdout.readline())
+        with self._lock:
+            self._idle.append(server)
+        return ends
 
-            self._mine.server = subprocess.Popen(
+    def _take(self) -> "subprocess.Popen[str]":
+        """A server that nobody uses."""
+        from tests.support import command_environment
+
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            server = subprocess.Popen(
                 [sys.executable, "-m", "tests.warm"],
                 cwd=ROOT,
                 env=command_environment(),
@@ -83,8 +117,8 @@ class Warm:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            self._servers.append(self._mine.server)
-        return self._mine.server
+            self._servers.append(server)
+            return server
 
 
 def serve() -> None:
@@ -96,7 +130,6 @@ def serve() -> None:
     gc.freeze()  # or the first collection of every child visits, and so copies, all that was imported
     for line in sys.stdin:
         request = json.loads(line)
-        Path(request["output"]).unlink(missing_ok=True)
         children = []
         for environment in request["environments"]:
             child = os.fork()
@@ -127,16 +160,17 @@ def _wait(running: set[int]) -> dict[int, tuple[int, float]]:
 
 
 def _become(request: dict[str, Any], environment: dict[str, str]) -> None:
-    """Be one rank of the command, to the end of this process."""
+    """Be one process of the command, to its end."""
     from mrpo_ds.cli import main
-    from tests.faults.inject import arm
+    from tests import short_of_memory
+    from tests.faults import inject
 
     signal.alarm(request["seconds"])  # a rank that hangs is killed, and its exit code says so
-    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(output, stream)
+    for stream, path in zip((1, 2), request["streams"], strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.update(environment)
-    arm()
+    inject.arm()
+    short_of_memory.arm()
     sys.exit(main(request["arguments"]))
 
 

@@ -19,9 +19,10 @@ from mrpo_ds.distributed.launch import Launch
 from mrpo_ds.distributed.topology import Role, Topology
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
-# A server that has imported torch once and forks a process a rank: 0.1 s instead of 3 s, and no threads of pytest's.
+# A server that has imported torch once and forks a process a rank: 0.1 s instead of 3 s (with deepspeed 10), and no
+# threads of pytest's.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.distributed.harness", "mrpo_ds.distributed.heartbeat"])
+_context.set_forkserver_preload(["tests.distributed.preloaded"])
 
 Body = Callable[..., Any]
 """body(topology, launch, *arguments) is what a rank does; a function of a test module, so that it can be sent."""
@@ -57,7 +58,6 @@ class Ranks:
 
         port = free_port()
         self._directory = tempfile.TemporaryDirectory()
-        self.started = time.monotonic()
         self._ends: dict[int, Connection] = {}
         self._processes = {}
         for rank in range(topology.world_size):
@@ -71,6 +71,7 @@ class Ranks:
             process.start()
             theirs.close()
             self._ends[rank], self._processes[rank] = mine, process
+        self.started = time.monotonic()  # not sooner: the first one waits for all that the server imports
 
     def send_signal(self, number: signal.Signals, *ranks: int) -> float:
         """Signal some ranks; returns when that was, in the seconds of Outcome.ended."""

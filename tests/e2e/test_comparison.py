@@ -32,13 +32,6 @@ def trained(warm_runs: Runs) -> dict[str, Run]:
 
 
 @pytest.fixture(scope="module")
-def warm() -> Any:
-    warm = Warm()
-    yield warm
-    warm.close()
-
-
-@pytest.fixture(scope="module")
 def measured(trained: dict[str, Run], warm: Warm) -> dict[str, str]:
     """Name of a run -> what eval-preferences printed for it; by itself it measures that run's model."""
     said = {}
@@ -122,10 +115,10 @@ def test_compare_says_what_training_recorded(trained: dict[str, Run], measured: 
     assert {path.name for path in (out / "plots").iterdir()} >= {"accuracy.png", "margin.png"}
 
 
-def test_compare_pairs_the_documents_of_eval_preferences(trained: dict[str, Run], measured: Any) -> None:
+def test_compare_pairs_the_documents_of_eval_preferences(trained: dict[str, Run], measured: Any, warm: Warm) -> None:
     root = trained["dpo-0"].directory.parent
     runs = [str(trained[name].directory) for name in ("dpo-0", "mrpo-0")]
-    done = mrpo_ds("compare", *runs, "--out", str(root / "paired"))
+    done = warm.alone("compare", *runs, "--out", str(root / "paired"))
     assert done.returncode == 0, done.stderr
     found = json.loads((root / "paired" / "preferences_paired.json").read_text())["rows"]
     ours, theirs = (
@@ -155,15 +148,17 @@ def test_bad_input_to_eval_preferences(trained: dict[str, Run], warm: Warm, argu
     assert "Traceback" not in done.stderr
 
 
-def test_bad_input_to_compare(trained: dict[str, Run], tmp_path: Path) -> None:
+def test_bad_input_to_compare(trained: dict[str, Run], warm: Warm, tmp_path: Path) -> None:
     good = str(trained["dpo-0"].directory)
     (tmp_path / "config.yaml").write_text((trained["dpo-0"].directory / "config.yaml").read_text())
     for run, said in ((str(tmp_path / "x"), "is no run directory"), (str(tmp_path), "has nothing to compare")):
-        done = mrpo_ds("compare", good, run, "--out", str(tmp_path / "out"))
+        done = warm.alone("compare", good, run, "--out", str(tmp_path / "out"))
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_run_that_does_not_exist_yet_needs_a_place_for_results(trained: dict[str, Run], tmp_path: Path) -> None:
+def test_a_run_that_does_not_exist_yet_needs_a_place_for_results(
+    trained: dict[str, Run], warm: Warm, tmp_path: Path
+) -> None:
     config = write_config(tmp_path / "new.yaml", base_config(trained["dpo-0"].directory.parent))
-    done = mrpo_ds("eval-preferences", str(config))
+    done = warm.alone("eval-preferences", str(config))
     assert done.returncode == 2 and "--out is missing, and output_dir" in done.stderr

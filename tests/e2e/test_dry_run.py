@@ -1,8 +1,5 @@
 """A dry run before the first step: it changes no number, and a lack of memory ends the run with advice."""
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import Runs
 from tests.short_of_memory import VARIABLE
-from tests.support import ROOT, base_config, bpe_tokenizer, command_environment, free_port, without_clock, write_config
+from tests.support import ROOT, base_config, bpe_tokenizer, without_clock, write_config
+from tests.warm import Finished, Warm
 
 ENOUGH, TOO_LITTLE = "4096", "48"
 """MiB from the dry run on. A forward and backward of the wide model below takes some 300."""
@@ -61,30 +59,21 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def ranks_of(config: Path, limits: tuple[str, str]) -> list[tuple[int, str]]:
-    """(exit code, stderr) of two ranks, each with its limit, started as srun starts them."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = []
-    for rank, limit in enumerate(limits):
-        environment = command_environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared, **{VARIABLE: limit})
-        arguments = [sys.executable, "-m", "tests.short_of_memory", "train", str(config)]
-        ranks.append(subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    deadline = time.monotonic() + 120
-    outputs = [rank.communicate(timeout=max(1, deadline - time.monotonic()))[1] for rank in ranks]
-    return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
+def train_within(warm: Warm, config: Path, limits: tuple[str, str]) -> Finished:
+    """Two ranks, each with its limit."""
+    return warm("train", str(config), timeout=120, own=[{VARIABLE: limit} for limit in limits])
 
 
 @pytest.mark.parametrize("limits", [(TOO_LITTLE, TOO_LITTLE), (ENOUGH, TOO_LITTLE), (TOO_LITTLE, ENOUGH)], ids=str)
 def test_what_does_not_fit_ends_every_rank_with_what_to_lower(
-    tmp_path: Path, wide_model: Path, limits: tuple[str, str]
+    tmp_path: Path, warm: Warm, wide_model: Path, limits: tuple[str, str]
 ) -> None:
     values = config_of(tmp_path, True, batch_size=40)
     values["model"]["path"] = str(wide_model)
     config = write_config(tmp_path / "run.yaml", values | {"output_dir": str(tmp_path / "run")})
-    ended = ranks_of(config, limits)
-    assert [code for code, _ in ended] == [2, 2]
-    assert not any("Traceback" in text for _, text in ended)
-    (said,) = [line for _, text in ended for line in text.splitlines() if line.startswith("mrpo-ds: error: ")]
+    run = train_within(warm, config, limits)
+    assert run.codes == [2, 2] and "Traceback" not in run.stderr
+    (said,) = [line for line in run.stderr.splitlines() if line.startswith("mrpo-ds: error: ")]
     assert "out of memory in the dry run of the longest micro-batch (" in said and "GiB used by this rank, 0.0" in said
     assert said.endswith(
         "Lower, in this order, until it fits: train.micro_batch_tokens to less than 1270; "
@@ -94,8 +83,8 @@ def test_what_does_not_fit_ends_every_rank_with_what_to_lower(
     assert any(f"policy rank {rank}" in said for rank in failed)
 
 
-def test_with_enough_memory_the_same_run_trains(tmp_path: Path, wide_model: Path) -> None:
+def test_with_enough_memory_the_same_run_trains(tmp_path: Path, warm: Warm, wide_model: Path) -> None:
     values = config_of(tmp_path, True, batch_size=40, max_steps=1)
     values["model"]["path"] = str(wide_model)
     config = write_config(tmp_path / "run.yaml", values | {"output_dir": str(tmp_path / "run")})
-    assert [code for code, _ in ranks_of(config, (ENOUGH, ENOUGH))] == [0, 0]
+    assert train_within(warm, config, (ENOUGH, ENOUGH)).codes == [0, 0]

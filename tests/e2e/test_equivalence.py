@@ -17,19 +17,19 @@ LOSS_TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def base(runs):
+def base(warm_runs):
     """K = 2, everything whole: served references, one policy rank, one micro-batch a step."""
-    config = base_config(runs.root)
-    source = write_jsonl(runs.root / "data" / "tail.jsonl", make_rows(ROWS))
+    config = base_config(warm_runs.root)
+    source = write_jsonl(warm_runs.root / "data" / "tail.jsonl", make_rows(ROWS))
     config["data"]["train"] = [{"source": str(source)}]
     config["train"] |= {"batch_size": 8, "micro_batch_size": 8, "epochs": 4, "max_steps": STEPS, "learning_rate": 3e-4}
     return config
 
 
 @pytest.fixture(scope="module")
-def everything_sharded(runs):
+def everything_sharded(warm_runs):
     """ZeRO-3 keeps small parameters whole on every rank, which is all of them here, unless told not to."""
-    path = runs.root / "zero3.json"
+    path = warm_runs.root / "zero3.json"
     sharding = {"stage": 3, "stage3_param_persistence_threshold": 0, "reduce_bucket_size": 10_000}
     path.write_text(json.dumps({"zero_optimization": sharding}))
     return str(path)
@@ -81,13 +81,13 @@ VARIANTS = [colocated, stored, micro_batches_of_one, two_policy_ranks, sharded_r
 
 
 @pytest.fixture(scope="module")
-def trajectories(runs, base, everything_sharded):
+def trajectories(warm_runs, base, everything_sharded):
     """Name of a variant, or 'base' -> its run. All of them begin at once."""
     configs = {"base": base}
     for change in VARIANTS:
         configs[change.__name__] = deepcopy(base)
         change(configs[change.__name__], everything_sharded)
-    return runs.begin(configs)
+    return warm_runs.begin(configs)
 
 
 @pytest.fixture(scope="module", params=[change.__name__ for change in VARIANTS])
@@ -166,14 +166,14 @@ def test_the_trajectory_is_worth_comparing(trajectories):
     assert max(losses) - min(losses) > 0.05
 
 
-def test_a_reference_whose_responses_cannot_share_a_prompt_is_named_and_packed(runs, base):
+def test_a_reference_whose_responses_cannot_share_a_prompt_is_named_and_packed(warm_runs, base):
     values = deepcopy(base)
     values["train"]["max_steps"] = 1
-    path = make_model(runs.root / "models" / "llama4", "llama4", scale=0.1)
+    path = make_model(warm_runs.root / "models" / "llama4", "llama4", scale=0.1)
     values["references"][1] |= {"path": str(path)}
     apart = deepcopy(values)
     apart["references"][1]["prefix_sharing"] = False
-    run = runs.begin({"llama4": values, "llama4, apart": apart})
+    run = warm_runs.begin({"llama4": values, "llama4, apart": apart})
     said = (
         "ref2: no prefix sharing, a prompt is computed with each of its responses: Llama4ForCausalLM: it has layers of"
     )
@@ -182,14 +182,14 @@ def test_a_reference_whose_responses_cannot_share_a_prompt_is_named_and_packed(r
     assert ours["ref/ref2/logps/chosen"] == theirs["ref/ref2/logps/chosen"] < 0
 
 
-def test_a_reference_that_cannot_share_rows_is_named_and_gets_padded_ones(runs, base):
+def test_a_reference_that_cannot_share_rows_is_named_and_gets_padded_ones(warm_runs, base):
     values = deepcopy(base)
     values["train"]["max_steps"] = 1
-    path = make_model(runs.root / "models" / "mamba", "mamba", scale=0.1)
+    path = make_model(warm_runs.root / "models" / "mamba", "mamba", scale=0.1)
     values["references"][1] |= {"path": str(path), "attention": "eager"}  # it knows no other
     padded = deepcopy(values)
     padded["references"][1]["packing"] = False
-    run = runs.begin({"mamba": values, "mamba, padded": padded})
+    run = warm_runs.begin({"mamba": values, "mamba, padded": padded})
     said = "ref2: no packing, every sequence gets a padded row: MambaForCausalLM takes no position_ids"
     assert said in run("mamba").process.stderr and said not in run("mamba, padded").process.stderr
     (ours,), (theirs,) = (run(name).metrics for name in ("mamba", "mamba, padded"))

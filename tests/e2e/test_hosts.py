@@ -1,14 +1,13 @@
 """Hosts with caches and files of their own, as two ranks of one run: each has its own home and its own cache."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import ROOT, base_config, command_environment, free_port, make_rows, mrpo_ds, write_config
+from tests.support import base_config, make_rows, write_config
+from tests.warm import Finished, Warm
 
 ROWS = 15_000
 TIMEOUT_SECONDS = 8
@@ -34,17 +33,8 @@ def config(tmp_path: Path) -> dict[str, Any]:
     return values
 
 
-def train_on_two_hosts(tmp_path: Path, config: Path) -> list[tuple[int, str]]:
-    """(exit code, stderr) of the two ranks."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = []
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **host(tmp_path, rank)}
-        command = [sys.executable, "-m", "mrpo_ds", "train", str(config)]
-        environment = command_environment(**shared, **own)
-        ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=300)[1] for process in ranks]
-    return [(process.returncode, error) for process, error in zip(ranks, errors, strict=True)]
+def train_on_two_hosts(warm: Warm, tmp_path: Path, config: Path) -> Finished:
+    return warm("train", str(config), own=[host(tmp_path, rank) for rank in range(2)])
 
 
 def host(tmp_path: Path, number: int) -> dict[str, str]:
@@ -52,21 +42,22 @@ def host(tmp_path: Path, number: int) -> dict[str, str]:
     return {"HOME": str(home), "MRPO_DS_CACHE": str(home / "cache")}
 
 
-def test_a_host_that_prepares_for_longer_than_the_timeout_stops_nobody(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_a_host_that_prepares_for_longer_than_the_timeout_stops_nobody(
+    warm: Warm, tmp_path: Path, config: dict[str, Any]
+) -> None:
     for number in range(2):
         write_rows(tmp_path / f"host{number}", ROWS)
     path = write_config(tmp_path / "run.yaml", config)
-    check = mrpo_ds("check", str(path), **host(tmp_path, 0))  # this host has its data; the other has to prepare them
+    check = warm.alone("check", str(path), **host(tmp_path, 0))  # this host has its data; the other has to prepare them
     assert check.returncode == 0, check.stderr
-    (code, said), (other, _) = train_on_two_hosts(tmp_path, path)
-    assert (code, other) == (0, 0), said[-3000:]
+    run = train_on_two_hosts(warm, tmp_path, path)
+    assert run.codes == [0, 0], run.stderr[-3000:]
 
 
-def test_hosts_with_other_rows_are_named(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_hosts_with_other_rows_are_named(warm: Warm, tmp_path: Path, config: dict[str, Any]) -> None:
     for number, answer in enumerate(("Yes.", "No.")):
         write_rows(tmp_path / f"host{number}", 40, answer)
-    results = train_on_two_hosts(tmp_path, write_config(tmp_path / "run.yaml", config))
-    assert [code for code, _ in results] == [2, 2]
-    said = results[0][1]
-    assert "ref/ref1 rank 0 (global rank 1" in said and "the rows of data.train on" in said
-    assert "All hosts need the same files" in said
+    run = train_on_two_hosts(warm, tmp_path, write_config(tmp_path / "run.yaml", config))
+    assert run.codes == [2, 2]
+    assert "ref/ref1 rank 0 (global rank 1" in run.stderr and "the rows of data.train on" in run.stderr
+    assert "All hosts need the same files" in run.stderr

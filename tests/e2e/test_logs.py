@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,15 +14,13 @@ import pytest
 from tests.faults.live import NAMES, OTHER_POLICY, POLICY, REFERENCE, Fault, Victims, check_same, errors, settings
 from tests.warm import Finished, Warm
 
-STEPS = 6
+STEPS = 12
 RANKS = (POLICY, OTHER_POLICY, REFERENCE)
 
 
 @pytest.fixture(scope="module")
-def victims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victims]:
-    warm = Warm()
-    yield Victims(tmp_path_factory.mktemp("logs"), warm)
-    warm.close()
+def victims(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Victims:
+    return Victims(tmp_path_factory.mktemp("logs"), warm)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +103,7 @@ def test_hang_reports_of_a_long_step_and_of_a_stopped_rank_change_no_number(
         return int((notes / str(rank)).read_text())
 
     def disturb() -> None:
-        """The long step has been reported: stop a rank in it, ask again, let it go on."""
+        """The long step has been reported: stop a rank that later steps need, ask again, let it go on."""
         wait_until(lambda: said(directory, "stacks of 3 of 3 ranks are in"))
         os.kill(pid(REFERENCE), signal.SIGSTOP)
         time.sleep(2.5)  # sooner, it would be taken for the same report
@@ -115,7 +113,7 @@ def test_hang_reports_of_a_long_step_and_of_a_stopped_rank_change_no_number(
 
     thread = threading.Thread(target=disturb)
     thread.start()
-    run = victims.train(path, fault=Fault("train", 3, OTHER_POLICY, "SIGUSR2", pause=10.0))
+    run = victims.train(path, fault=Fault("train", 3, OTHER_POLICY, "SIGUSR2", pause=4.0))
     thread.join()
     assert run.returncode == 0, run.stderr[-4000:]
     whole_report, partial = [line for line in console_lines(run) if line.startswith("stacks of")]

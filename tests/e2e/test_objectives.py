@@ -84,6 +84,11 @@ RANDOM = ("mppo-pair_single", "mppo-pair_mcs-one")
 """Variants whose steps compare responses drawn at random."""
 TOKEN_MEAN = ("sft", "tpo", "cpo", "orpo", "orpo-full", "sft-on_prompt")
 """Variants with a mean over the tokens of a step, whose equality under sharding is tested."""
+MORE = {"dpo-reference_free", "kto-pairs", "cpo-seq_mean", "simpo-sft", "sft-seq_mean", "sft-on_prompt", "tpo_l"}
+MORE |= {"mdpo-all", "mdpo-two_references", "mppo-point_ce", "mppo-pair_mcs-one", "mppo-anchored", "mrpo-geometric"}
+MORE |= {"multi_ref_dpo-list"}
+ALWAYS = {objective for objective, _ in VARIANTS.values()} | MORE
+"""Variants of every test run: what launch/configs ships, and one for each further way through a step."""
 
 COLOURS = ["red", "green", "blue", "white", "black", "amber", "violet", "grey"]
 
@@ -139,13 +144,23 @@ def losses(run: Run) -> list[float]:
     return [row["loss"] for row in run.metrics]
 
 
+def of_the_matrix(*case: Any, always: bool) -> Any:
+    """A case, which is one of the matrix unless it is always tested."""
+    return pytest.param(*case, marks=[] if always else pytest.mark.matrix)
+
+
+EACH_VARIANT = pytest.mark.parametrize("name", [of_the_matrix(name, always=name in ALWAYS) for name in VARIANTS])
+
+
 # ---- every variant learns --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def variants(warm_runs: Runs) -> Any:
-    """Name of a variant -> its run. All of them begin at once."""
-    return warm_runs.begin({name: configure(warm_runs, *variant) for name, variant in VARIANTS.items()})
+    """Name of a variant -> its run. Those of every test run begin at once."""
+    configs = {name: configure(warm_runs, *variant) for name, variant in VARIANTS.items()}
+    warm_runs.begin({name: config for name, config in configs.items() if name in ALWAYS})
+    return lambda name: warm_runs.train(name, configs[name])
 
 
 def test_no_objective_and_no_configuration_is_forgotten() -> None:
@@ -155,7 +170,7 @@ def test_no_objective_and_no_configuration_is_forgotten() -> None:
         assert objective in VARIANTS and not VARIANTS[objective][1], "the shipped options are a variant too"
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@EACH_VARIANT
 def test_the_loss_falls_on_eight_prompts(variants: Any, name: str) -> None:
     trajectory = losses(variants(name))
     print(f"{name}: {', '.join(f'{loss:.4f}' for loss in trajectory)}")
@@ -175,6 +190,10 @@ SHARDINGS: dict[str, Settings] = {
 }
 
 
+TOKEN_MEANS = [(name, sharding) for name in TOKEN_MEAN for sharding in SHARDINGS if sharding != "whole"]
+TOKEN_MEANS_ALWAYS = [("sft", "in_ones"), ("sft", "two_ranks"), ("tpo", "two_ranks"), ("orpo-full", "in_ones")]
+
+
 def sharded(config: Settings, policy: int = 1, micro_batch_size: int | None = None) -> Settings:
     """The configuration on that many policy ranks, with at most that many prompts a forward."""
     config = deepcopy(config)
@@ -190,12 +209,15 @@ def token_means(warm_runs: Runs) -> Any:
     for name in TOKEN_MEAN:
         config = configure(warm_runs, *VARIANTS[name], longest=8)
         configs |= {f"{name}-{sharding}": sharded(config, **how) for sharding, how in SHARDINGS.items()}
-    mean_of_means = configure(warm_runs, *VARIANTS["sft-seq_mean"], longest=8)
-    return warm_runs.begin(configs | {"sft-seq_mean-whole": mean_of_means})
+    configs["sft-seq_mean-whole"] = configure(warm_runs, *VARIANTS["sft-seq_mean"], longest=8)
+    pairs = [(name, how) for name, sharding in TOKEN_MEANS_ALWAYS for how in ("whole", sharding)]
+    warm_runs.begin({f"{name}-{how}": configs[f"{name}-{how}"] for name, how in [*pairs, ("sft-seq_mean", "whole")]})
+    return lambda name: warm_runs.train(name, configs[name])
 
 
-@pytest.mark.parametrize("sharding", [name for name in SHARDINGS if name != "whole"])
-@pytest.mark.parametrize("name", TOKEN_MEAN)
+@pytest.mark.parametrize(
+    ("name", "sharding"), [of_the_matrix(*case, always=case in TOKEN_MEANS_ALWAYS) for case in TOKEN_MEANS]
+)
 def test_a_mean_over_tokens_is_one_over_the_whole_step(token_means: Any, name: str, sharding: str) -> None:
     ours, theirs = token_means(f"{name}-whole"), token_means(f"{name}-{sharding}")
     assert losses(theirs) == pytest.approx(losses(ours), abs=SAME)
@@ -212,8 +234,11 @@ def test_the_lengths_are_different_enough_to_tell(token_means: Any) -> None:
     assert abs(losses(token_means("sft-seq_mean-whole"))[0] - losses(token_means("sft-whole"))[0]) > 0.02
 
 
+KTO_MATRIX = ("kto-8-in_ones", "kto-4-two_ranks")
+
+
 @pytest.fixture(scope="module")
-def kto_runs(warm_runs: Runs, runs: Runs) -> Any:
+def kto_runs(warm_runs: Runs) -> Any:
     """KTO on nine labelled answers, eight and four a step: each epoch ends with a step of one."""
     source = write_jsonl(warm_runs.root / "labelled.jsonl", labelled_rows(9))
     configs = {}
@@ -222,21 +247,23 @@ def kto_runs(warm_runs: Runs, runs: Runs) -> Any:
         config["data"]["train"] = [{"source": str(source), "adapter": "kto"}]
         config["train"] |= {"batch_size": batch_size, "epochs": 4, "max_steps": 6}
         configs |= {f"kto-{batch_size}-{name}": sharded(config, **how) for name, how in SHARDINGS.items()}
-    served = deepcopy(configs["kto-8-two_ranks"])
-    served["topology"] |= {"placement": "served", "run_ahead": 2}
-    runs.start("kto-served", served)
-    train = warm_runs.begin(configs)
-    return lambda name: runs.train(name, served) if name == "kto-served" else train(name)
+    configs["kto-served"] = deepcopy(configs["kto-8-two_ranks"])
+    configs["kto-served"]["topology"] |= {"placement": "served", "run_ahead": 2}
+    warm_runs.begin({name: config for name, config in configs.items() if name not in KTO_MATRIX})
+    return lambda name: warm_runs.train(name, configs[name])
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        ("kto-8-whole", "kto-8-in_ones"),
-        ("kto-8-whole", "kto-8-two_ranks"),
-        ("kto-4-whole", "kto-4-in_ones"),
-        ("kto-4-whole", "kto-4-two_ranks"),
-        ("kto-8-whole", "kto-served"),
+        of_the_matrix(ours, theirs, always=theirs not in KTO_MATRIX)
+        for ours, theirs in (
+            ("kto-8-whole", "kto-8-in_ones"),
+            ("kto-8-whole", "kto-8-two_ranks"),
+            ("kto-4-whole", "kto-4-in_ones"),
+            ("kto-4-whole", "kto-4-two_ranks"),
+            ("kto-8-whole", "kto-served"),
+        )
     ],
 )
 def test_kto_is_the_same_however_a_step_is_cut(kto_runs: Any, ours: str, theirs: str) -> None:
@@ -274,7 +301,7 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@EACH_VARIANT
 def test_metrics_have_the_same_names_for_every_objective(variants: Any, name: str) -> None:
     run = variants(name)
     token_mean = VARIANTS[name][0] in ("sft", "orpo") or name in ("cpo", "cpo-hinge", "tpo", "tpo-hinge", "tpo-ipo")

@@ -46,11 +46,11 @@ def test_it_advises(plan):
     assert re.search(r"^cheapest: \w+ takes .* the run sees its rows 3 times\.$", plan, re.MULTILINE)
 
 
-def test_it_touches_no_weights(config, tmp_path):
+def test_it_touches_no_weights(warm, config):
     """The models' weights are gone, and the plan is the same."""
     for weights in (config.parent / "models").rglob("*.safetensors"):
         weights.write_bytes(b"")
-    process = mrpo_ds("plan", str(config), "--machine", MACHINE, "--gpus", "4")
+    process = warm.alone("plan", str(config), "--machine", MACHINE, "--gpus", "4")
     assert process.returncode == 0, process.stderr
 
 
@@ -64,8 +64,8 @@ def test_it_touches_no_weights(config, tmp_path):
         (("--machine", MACHINE, "--gpus", "0"), "--gpus is 0; allowed: >= 1."),
     ],
 )
-def test_bad_input_is_one_line(config, arguments, message):
-    process = mrpo_ds("plan", str(config), *arguments)
+def test_bad_input_is_one_line(warm, config, arguments, message):
+    process = warm.alone("plan", str(config), *arguments)
     assert process.returncode == 2 and process.stdout == ""
     (line,) = process.stderr.splitlines()
     assert message in line

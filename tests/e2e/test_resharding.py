@@ -65,16 +65,20 @@ def last_steps(run: Run) -> list[dict[str, float]]:
     return [row for row in without_clock(run.metrics) if row["step"] > HALF]
 
 
+def of_the_matrix(*case: Any) -> Any:
+    return pytest.param(*case, marks=pytest.mark.matrix)
+
+
 @pytest.mark.parametrize(
     ("sharding", "ranks", "dtype"),
     [
         ("whole", 1, "fp32"),
-        ("mixed", 2, "fp32"),
+        of_the_matrix("mixed", 2, "fp32"),
         ("mixed", 2, "bf16"),
         ("offloaded", 2, "bf16"),
         ("zero1", 2, "fp32"),
-        ("zero1", 2, "bf16"),
-        ("zero2", 3, "fp32"),
+        of_the_matrix("zero1", 2, "bf16"),
+        of_the_matrix("zero2", 3, "fp32"),
         ("zero2", 2, "bf16"),
     ],
 )
@@ -91,12 +95,12 @@ def test_the_same_number_of_ranks_repeats_every_bit(halves: Halves, sharding: st
     [
         (("whole", 1), "whole", 2),
         (("mixed", 2), "mixed", 1),
-        (("mixed", 2), "mixed", 3),
-        (("mixed", 2), "mixed", 4),
+        of_the_matrix(("mixed", 2), "mixed", 3),
+        of_the_matrix(("mixed", 2), "mixed", 4),
         (("mixed", 2), "offloaded", 2),
         (("mixed", 2), "zero2", 3),
         (("zero2", 3), "mixed", 2),
-        (("zero2", 3), "zero1", 2),
+        of_the_matrix(("zero2", 3), "zero1", 2),
     ],
 )
 def test_another_number_of_ranks_stage_or_place_of_the_optimizer_follows_the_same_trajectory(

@@ -15,8 +15,10 @@ import yaml
 from mrpo_ds.checkpoint import list_checkpoints
 from tests.slurm_support import Slurm, two_node_slurm
 from tests.support import ROOT, base_config, read_metrics, without_clock, write_config
+from tests.warm import Warm
 
 STEPS = 40
+ROLES = "roles: policy: ranks 0-1, ref/ref1: rank 2, ref/ref2: rank 3"
 SECONDS = 300.0
 """A job of these may wait or run so long."""
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -140,18 +142,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(cluster: Cluster) -> tuple[Path, str]:
-    """The run of two nodes to which nothing happens: its directory and its output."""
-    job, directory = cluster.train("uninterrupted")
-    assert cluster.over(job) == ["COMPLETED"], cluster.output(job)[-4000:]
-    return directory, cluster.output(job)
+def uninterrupted(cluster: Cluster, warm: Warm) -> Path:
+    """The directory of the same run without Slurm, to which nothing happens."""
+    directory = cluster.root / "uninterrupted"
+    run = warm("train", str(cluster.config), f"output_dir={directory}")
+    assert run.returncode == 0, run.stderr[-4000:]
+    return directory
 
 
 def same_numbers(directory: Path, other: Path) -> None:
-    """Every step once, and the numbers of the other run to the bit."""
+    """Every step once, and the numbers and weights of the other run to the bit."""
     assert [row["step"] for row in read_metrics(directory)] == list(range(1, STEPS + 1))
     for name in ("metrics.jsonl", "evals.jsonl"):
         assert without_clock(read_metrics(directory, name)) == without_clock(read_metrics(other, name))
+    weights = "model/model.safetensors"
+    assert (directory / weights).read_bytes() == (other / weights).read_bytes()
 
 
 def test_each_task_gets_a_rank_of_its_own(cluster: Cluster) -> None:
@@ -175,14 +180,24 @@ def test_each_task_gets_a_rank_of_its_own(cluster: Cluster) -> None:
     assert said == [f"{launch} {asked}" for launch in launches]
 
 
-def test_two_nodes_train_to_the_end(cluster: Cluster, uninterrupted: tuple[Path, str]) -> None:
-    directory, output = uninterrupted
-    assert output.count("roles: policy: ranks 0-1, ref/ref1: rank 2, ref/ref2: rank 3") == 1
-    assert [row["step"] for row in read_metrics(directory)] == list(range(1, STEPS + 1))
-    assert (directory / "model" / "model.safetensors").exists() and "Traceback" not in output
+def test_a_job_can_ask_when_its_time_is_over(cluster: Cluster) -> None:
+    """With that, a run stops before (tests/faults/test_signals.py)."""
+    ask = "import os, time; from mrpo_ds.budget import slurm_end; print('left', slurm_end(os.environ) - time.time())"
+    code, output = cluster.slurm.batch(f'{sys.executable} -c "{ask}"\n', "--nodes=2", "--ntasks=3", "--time=3")
+    assert code == 0, output
+    assert 120 < float(output.split("left ")[1].split()[0]) < 180, output
 
 
-def test_a_signal_saves_the_run_and_requeues_the_job(cluster: Cluster, uninterrupted: tuple[Path, str]) -> None:
+@pytest.mark.cluster
+def test_two_nodes_train_to_the_end(cluster: Cluster, uninterrupted: Path) -> None:
+    job, directory = cluster.train("to-the-end")
+    assert cluster.over(job) == ["COMPLETED"], cluster.output(job)[-4000:]
+    output = cluster.output(job)
+    assert output.count(ROLES) == 1 and "Traceback" not in output
+    same_numbers(directory, uninterrupted)
+
+
+def test_a_signal_saves_the_run_and_requeues_the_job(cluster: Cluster, uninterrupted: Path) -> None:
     """As --signal sends it before the end of the time: to the batch script, which passes it on."""
     job, directory = cluster.train("signalled")
     cluster.reaches(job, directory, 4)
@@ -193,22 +208,23 @@ def test_a_signal_saves_the_run_and_requeues_the_job(cluster: Cluster, uninterru
     assert cluster.over(job) == ["COMPLETED"], cluster.output(job)[-4000:]
     output = cluster.output(job)
     assert "Exited with exit code 75" in output and "requeue 1 of 20" in output and f"job {job}, start 2: " in output
-    same_numbers(directory, uninterrupted[0])
+    assert output.count(ROLES) == 2 and "Traceback" not in output
+    same_numbers(directory, uninterrupted)
 
 
 @pytest.mark.cluster
-def test_a_signal_to_the_tasks_themselves(cluster: Cluster, uninterrupted: tuple[Path, str]) -> None:
+def test_a_signal_to_the_tasks_themselves(cluster: Cluster, uninterrupted: Path) -> None:
     job, directory = cluster.train("told")
     cluster.reaches(job, directory, 4)
     assert cluster.slurm.run("scancel", "--signal=USR1", job).returncode == 0
     cluster.again(job, 1)
     assert cluster.over(job) == ["COMPLETED"], cluster.output(job)[-4000:]
-    same_numbers(directory, uninterrupted[0])
+    same_numbers(directory, uninterrupted)
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("node", ["n2", "n1"], ids=["of the references", "of the policy and the batch script"])
-def test_a_lost_node(cluster: Cluster, uninterrupted: tuple[Path, str], node: str) -> None:
+def test_a_lost_node(cluster: Cluster, uninterrupted: Path, node: str) -> None:
     job, directory = cluster.train(f"lost-{node}", "checkpoint.every_steps=3")
     cluster.reaches(job, directory, 8)
     cluster.slurm.lose(node)
@@ -216,11 +232,11 @@ def test_a_lost_node(cluster: Cluster, uninterrupted: tuple[Path, str], node: st
     cluster.again(job, 1)
     assert cluster.over(job) == ["COMPLETED"], cluster.output(job)[-4000:]
     assert "resuming from " in cluster.output(job)
-    same_numbers(directory, uninterrupted[0])
+    same_numbers(directory, uninterrupted)
 
 
 @pytest.mark.cluster
-def test_a_more_urgent_job_preempts_the_run(cluster: Cluster, uninterrupted: tuple[Path, str]) -> None:
+def test_a_more_urgent_job_preempts_the_run(cluster: Cluster, uninterrupted: Path) -> None:
     job, directory = cluster.train("preempted")
     cluster.reaches(job, directory, 4)
     urgent = ("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
@@ -228,7 +244,7 @@ def test_a_more_urgent_job_preempts_the_run(cluster: Cluster, uninterrupted: tup
     cluster.again(job, 1)
     assert list_checkpoints(directory / "checkpoints")
     assert cluster.over(job) == ["COMPLETED"], cluster.output(job)[-4000:]
-    same_numbers(directory, uninterrupted[0])
+    same_numbers(directory, uninterrupted)
 
 
 @pytest.mark.cluster
@@ -295,12 +311,10 @@ def sweep(cluster: Cluster) -> tuple[Path, str, str]:
 
 
 @pytest.mark.cluster
-def test_a_sweep_has_a_run_per_line(
-    cluster: Cluster, sweep: tuple[Path, str, str], uninterrupted: tuple[Path, str]
-) -> None:
+def test_a_sweep_has_a_run_per_line(cluster: Cluster, sweep: tuple[Path, str, str], uninterrupted: Path) -> None:
     directory, array, _ = sweep
     second = directory / "1-seed=1,learning_rate=1e-4"
-    same_numbers(directory / "0-seed=0", uninterrupted[0])
+    same_numbers(directory / "0-seed=0", uninterrupted)
     config = yaml.safe_load((second / "config.yaml").read_text())
     assert (config["train"]["seed"], config["train"]["learning_rate"]) == (1, 1e-4)
     assert config["tracking"]["wandb"]["group"] == "config"
@@ -323,15 +337,13 @@ def test_the_comparison_is_made(cluster: Cluster, sweep: tuple[Path, str, str]) 
 
 
 @pytest.mark.cluster
-def test_a_run_that_did_not_finish_is_left_out_of_the_comparison(
-    cluster: Cluster, uninterrupted: tuple[Path, str]
-) -> None:
+def test_a_run_that_did_not_finish_is_left_out_of_the_comparison(cluster: Cluster, uninterrupted: Path) -> None:
     """The job fails, so that somebody looks; what there is has been asked for."""
     script = cluster.root / "asked"
     script.write_text('#!/bin/sh\necho "asked for: $*"\n')
     script.chmod(0o755)
     site = cluster.site("asked", python=str(script))
-    runs = (str(uninterrupted[0]), str(cluster.root / "nowhere"))
+    runs = (str(uninterrupted), str(cluster.root / "nowhere"))
     (job,) = cluster.launch(*runs, "--kind", "compare", "--out", "somewhere", site=site)
     assert cluster.over(job) == ["FAILED"]
     assert f"asked for: -m mrpo_ds compare {runs[0]} --out somewhere\n" in cluster.output(job)

@@ -30,13 +30,6 @@ from tests.warm import Warm
 ROWS = 50
 
 
-@pytest.fixture(scope="module")
-def warm() -> Any:
-    warm = Warm()
-    yield warm
-    warm.close()
-
-
 def config(root: Path, store: Path, **topology: Any) -> dict[str, Any]:
     values = base_config(root)
     values["topology"] |= {"store": str(store), **topology}
@@ -175,11 +168,11 @@ def test_scoring_into_a_store_that_cannot_be_written_fails_and_says_why(warm_run
     assert "Traceback" not in run.stderr
 
 
-def test_the_commands_outside_a_launcher(warm_runs: Runs) -> None:
+def test_the_commands_outside_a_launcher(warm_runs: Runs, warm: Warm) -> None:
     """check says what is missing; score starts its processes itself."""
     store = warm_runs.root / "outside"
     path = str(write_config(warm_runs.root / "outside.yaml", config(warm_runs.root, store, placement="stored")))
-    checked = mrpo_ds("check", path)
+    checked = warm.alone("check", path)
     assert checked.returncode == 2 and "the store lacks 50 of 50 rows of ref1" in checked.stderr
     scored = mrpo_ds("score", path, "topology.policy=2")
     assert scored.returncode == 0, scored.stderr[-3000:]
@@ -187,8 +180,8 @@ def test_the_commands_outside_a_launcher(warm_runs: Runs) -> None:
     assert {len(read_folder(folder)[0]) for folder in store.iterdir()} == {2 * ROWS}
 
 
-def test_score_without_references_is_refused(warm_runs: Runs) -> None:
+def test_score_without_references_is_refused(warm_runs: Runs, warm: Warm) -> None:
     values = base_config(warm_runs.root, references=0)
     values["loss"] = {"name": "cpo"}
-    run = mrpo_ds("score", str(write_config(warm_runs.root / "nobody.yaml", values)))
+    run = warm.alone("score", str(write_config(warm_runs.root / "nobody.yaml", values)))
     assert run.returncode == 2 and "references is []; allowed: at least one reference to score with." in run.stderr

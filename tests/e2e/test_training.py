@@ -13,19 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mrpo_ds.losses import dpo, mrpo
 from mrpo_ds.types import ResponseLogps
-from tests.support import base_config, make_rows, mrpo_ds, write_config, write_jsonl
+from tests.support import base_config, make_rows, write_config, write_jsonl
 
 LN_2 = math.log(2)
 
 
 @pytest.fixture(scope="module")
-def config(runs):
+def config(warm_runs):
     """(references, family of the policy and so of RefM1, sections to change) -> a configuration."""
 
     def build(references=2, family="llama", **sections):
-        values = base_config(runs.root, references)
+        values = base_config(warm_runs.root, references)
         for start in (values["model"], *values["references"][:1]):
-            start["path"] = str(runs.root / "models" / family)
+            start["path"] = str(warm_runs.root / "models" / family)
         for section, settings in sections.items():
             values[section] = settings if section == "loss" else {**values[section], **settings}
         return values
@@ -33,18 +33,18 @@ def config(runs):
     return build
 
 
-def few_rows(runs, count):
-    return str(write_jsonl(runs.root / "data" / f"rows-{count}.jsonl", make_rows(count)))
+def few_rows(warm_runs, count):
+    return str(write_jsonl(warm_runs.root / "data" / f"rows-{count}.jsonl", make_rows(count)))
 
 
 # ---- no reference, one, two, three -----------------------------------------------------------------------------------
 
 
-def test_no_reference_on_one_and_two_ranks(runs, config):
+def test_no_reference_on_one_and_two_ranks(warm_runs, config):
     """There is nothing to serve: placement served has the policy's ranks only."""
     loss = {"name": "simpo", "beta": 2.0, "gamma": 1.0}
     ranks = {"one": 1, "two": 2}
-    run = runs.begin({name: config(0, "gemma3", loss=loss, topology={"policy": p}) for name, p in ranks.items()})
+    run = warm_runs.begin({name: config(0, "gemma3", loss=loss, topology={"policy": p}) for name, p in ranks.items()})
     one, two = run("one"), run("two")
     losses = [[row["loss"] for row in run.metrics] for run in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
@@ -62,26 +62,26 @@ def test_no_reference_on_one_and_two_ranks(runs, config):
 
 
 @pytest.mark.parametrize("loss", ["dpo", "mrpo"])
-def test_a_loss_that_needs_references_says_so_before_anything_starts(runs, config, loss):
-    path = write_config(runs.root / "none.yaml", config(references=0, loss={"name": loss}))
-    run = mrpo_ds("train", str(path))
+def test_a_loss_that_needs_references_says_so_before_anything_starts(warm, warm_runs, config, loss):
+    path = write_config(warm_runs.root / "none.yaml", config(references=0, loss={"name": loss}))
+    run = warm.alone("train", str(path))
     assert run.returncode == 2 and "Traceback" not in run.stderr
     assert f"mrpo-ds: error: references is []; allowed: at least 1 for loss.name={loss}." in run.stderr
 
 
 @pytest.fixture(scope="module")
-def with_one_reference(runs, config):
+def with_one_reference(warm_runs, config):
     """Name of a loss -> its run of twelve steps on eight rows, which a policy of any use learns by heart."""
     losses = {
         "dpo": {"name": "dpo", "beta": 0.1},
         "mrpo": {"name": "mrpo", "beta": 0.1, "virtual_ref": "geometric", "weights": "uniform", "ctro": "fixed"},
     }
     shared = {
-        "data": {"train": [{"source": few_rows(runs, 8)}]},
+        "data": {"train": [{"source": few_rows(warm_runs, 8)}]},
         "train": {"max_steps": 12, "epochs": 12},
         "topology": {"placement": "colocated"},
     }
-    return runs.begin({name: config(1, "qwen2", loss=loss, **shared) for name, loss in losses.items()})
+    return warm_runs.begin({name: config(1, "qwen2", loss=loss, **shared) for name, loss in losses.items()})
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +159,10 @@ def test_the_closed_form_of_this_test_gives_the_known_numbers():
 
 
 @pytest.fixture(scope="module")
-def row_by_row(runs, config):
+def row_by_row(warm_runs, config):
     """Three references and one pair a step, so that the logged means are the numbers of that pair."""
     train = {"batch_size": 1, "micro_batch_size": None, "max_steps": 6}
-    return runs.train("row-by-row", config(3, train=train, topology={"placement": "colocated"}))
+    return warm_runs.train("row-by-row", config(3, train=train, topology={"placement": "colocated"}))
 
 
 def pair_of(row, prefix):
@@ -191,9 +191,9 @@ def test_mrpo_starts_at_the_closed_form_of_its_references_alone(row_by_row):
 
 
 @pytest.fixture(scope="module")
-def full_config(runs, config):
+def full_config(warm_runs, config):
     """Two policy ranks with everything sharded, two served references, all that a run can write."""
-    sharding = runs.root / "zero3.json"
+    sharding = warm_runs.root / "zero3.json"
     zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
     sharding.write_text(json.dumps({"zero_optimization": zero}))
     values = config(
@@ -208,6 +208,7 @@ def full_config(runs, config):
 
 @pytest.fixture(scope="module")
 def full(runs, full_config):
+    """As it is typed."""
     return runs.train("full", full_config)
 
 
@@ -222,8 +223,8 @@ def test_the_run_directory_holds_everything(full):
     assert list((full.directory / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_the_written_configuration_is_the_one_of_the_run(full, full_config):
-    check = mrpo_ds("check", str(full.directory / "config.yaml"), f"output_dir={full.directory}-again")
+def test_the_written_configuration_is_the_one_of_the_run(warm, full, full_config):
+    check = warm.alone("check", str(full.directory / "config.yaml"), f"output_dir={full.directory}-again")
     assert check.returncode == 0, check.stderr
     text = (full.directory / "config.yaml").read_text()
     assert full_config["model"]["path"] in text and "virtual_ref: harmonic" in text  # defaults are written out too
@@ -279,7 +280,7 @@ def test_the_model_has_the_names_and_shapes_of_its_start_and_other_numbers(full,
     assert all(trained[name].isfinite().all() and not torch.equal(trained[name], start[name]) for name in start)
 
 
-def test_the_exported_model_is_the_one_that_was_evaluated(full, config, runs):
+def test_the_exported_model_is_the_one_that_was_evaluated(full, config, warm_runs):
     """Its log-probs, by transformers alone, are the ones of the last row of evals.jsonl."""
     directory = full.directory / "model"
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
@@ -297,7 +298,10 @@ def test_the_exported_model_is_the_one_that_was_evaluated(full, config, runs):
 
 
 def test_the_console_says_what_was_made_and_nothing_alarming(full):
-    assert f"made {full.directory / 'model'}" in full.process.stderr
+    """Of all its processes one speaks."""
+    roles = "roles: policy: ranks 0-1, ref/ref1: rank 2, ref/ref2: rank 3"
+    for once in (roles, "step 6: held-out accuracy", f"made {full.directory / 'model'}"):
+        assert full.process.stderr.count(once) == 1
     assert "Traceback" not in full.process.stderr
     assert "warning" not in full.process.stderr.lower(), full.process.stderr
 
@@ -306,16 +310,16 @@ def test_the_console_says_what_was_made_and_nothing_alarming(full):
 
 
 @pytest.fixture(scope="module")
-def resumed(runs, full, full_config):
+def resumed(warm_runs, full, full_config):
     """The full run as if it had been killed in its sixth step, and then continued from step 3."""
-    directory = runs.root / "resumed"
+    directory = warm_runs.root / "resumed"
     shutil.copytree(full.directory, directory)
     shutil.rmtree(directory / "checkpoints" / "step-00000006")
     shutil.rmtree(directory / "model")
     (directory / "summary.json").unlink()
     lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
     (directory / "metrics.jsonl").write_text("".join(lines[:5]) + lines[5][:40])  # torn in the middle of a row
-    return runs.train("resumed", full_config, "--resume", "auto")
+    return warm_runs.train("resumed", full_config, "--resume", "auto")
 
 
 def of_the_clock(name):
@@ -324,6 +328,7 @@ def of_the_clock(name):
 
 
 def test_a_resumed_run_continues_bit_for_bit(full, resumed):
+    """The ranks of the resumed one were given their places by the test, those of the full one by our launcher."""
     assert f"resuming from {resumed.directory / 'checkpoints' / 'step-00000003'}" in resumed.process.stderr
     for ours, theirs in ((full.metrics, resumed.metrics), (full.evals, resumed.evals)):
         without_clock = [[{k: v for k, v in row.items() if not of_the_clock(k)} for row in r] for r in (ours, theirs)]
@@ -335,9 +340,9 @@ def test_a_resumed_run_ends_in_the_same_weights(full, resumed):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_used_directory_is_not_trained_into_by_accident(runs, full, full_config):
-    path = write_config(runs.root / "again.yaml", {**full_config, "output_dir": str(full.directory)})
-    again = mrpo_ds("train", str(path))
+def test_a_used_directory_is_not_trained_into_by_accident(warm, warm_runs, full, full_config):
+    path = write_config(warm_runs.root / "again.yaml", {**full_config, "output_dir": str(full.directory)})
+    again = warm.alone("train", str(path))
     assert again.returncode == 2 and "is already used" in again.stderr and "--resume auto" in again.stderr
 
 
@@ -345,7 +350,7 @@ def test_a_used_directory_is_not_trained_into_by_accident(runs, full, full_confi
 
 
 @pytest.fixture(scope="module")
-def stopped(runs, config):
+def stopped(warm_runs, config):
     """(name, exit code) -> a run that must not get far."""
 
     def exploding(learning_rate):
@@ -357,8 +362,8 @@ def stopped(runs, config):
         "damaged": config(2),
     }
     second = settings["damaged"]["references"][1]
-    second["path"] = damaged_copy(second["path"], runs.root / "models" / "damaged")
-    return runs.begin(settings)
+    second["path"] = damaged_copy(second["path"], warm_runs.root / "models" / "damaged")
+    return warm_runs.begin(settings)
 
 
 def damaged_copy(source, target):

@@ -1,6 +1,5 @@
 """The uninterrupted run that every broken one must equal after it was resumed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,8 @@ from tests.warm import Warm
 
 
 @pytest.fixture(scope="session")
-def victims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victims]:
-    warm = Warm()
-    yield Victims(tmp_path_factory.mktemp("faults"), warm)
-    warm.close()
+def victims(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Victims:
+    return Victims(tmp_path_factory.mktemp("faults"), warm)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from tests.conftest import Runs
 from tests.distributed.harness import make_topology, run_ranks
 from tests.faults.peers import come_to_the_bridge, join_with
 from tests.support import base_config, command_environment, free_port, make_model, mrpo_ds, need, write_config
+from tests.warm import Warm
 
 # ---- models ----------------------------------------------------------------------------------------------------------
 
@@ -119,7 +120,7 @@ def test_code_of_a_model_runs_only_when_it_is_trusted(
     assert fingerprint(trusting) != before
 
 
-def test_a_run_with_a_pickled_policy_and_a_reference_with_code(warm_runs: Runs) -> None:
+def test_a_run_with_a_pickled_policy_and_a_reference_with_code(warm_runs: Runs, warm: Warm) -> None:
     config = base_config(warm_runs.root, references=1)
     start = Path(config["model"]["path"])
     config["model"] |= {"path": str(pickled(start, warm_runs.root / "pickled")), "allow_pickle": True}
@@ -128,7 +129,7 @@ def test_a_run_with_a_pickled_policy_and_a_reference_with_code(warm_runs: Runs) 
     run = warm_runs.train("trusting", config)
     assert [row["step"] for row in run.metrics] == [1, 2, 3, 4] and (run.directory / "model").is_dir()
     config["references"][0]["trust_remote_code"] = False
-    refused = mrpo_ds("check", str(write_config(warm_runs.root / "refused.yaml", config)))
+    refused = warm.alone("check", str(write_config(warm_runs.root / "refused.yaml", config)))
     assert refused.returncode == 2 and "references[ref1].trust_remote_code=true" in refused.stderr
 
 
