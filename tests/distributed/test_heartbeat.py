@@ -256,11 +256,11 @@ def train_in_steps(topology: Topology, launch: Launch, silence: float, step_seco
     """What the training loop does: a step, then a look whether to stop; the references work for ever."""
     heartbeat = enter(topology, launch, silence)
     heartbeat.phase("train", 1)
+    time.sleep(0.5)  # until global rank 0 has heard that
     if launch.rank != 0:
         say("going")
         sleep_in_c()
     heartbeat.orders.take()
-    time.sleep(0.5)
     say("going")
     for step in range(1, 100):
         heartbeat.phase("train", step)
