@@ -14,7 +14,7 @@ RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 help:
 	@echo "make quickstart   install, then train MRPO on two real models (about 10 minutes on 2 cores)"
-	@echo "make test         install, lint, every test but for the targets below (about 25 minutes on 2 cores)"
+	@echo "make test         install, lint, every test but for those of the targets below"
 	@echo "make faults       the whole fault matrix: kills, signals, stops, full disks (half an hour; make test has a part of it)"
 	@echo "make test-matrix  the rest of the other matrices: objectives, presets, reshardings (make test has a part of each)"
 	@echo "make test-benchmarks  every benchmark at its smallest size (ten minutes; make test has the short ones)"
