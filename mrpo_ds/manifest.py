@@ -1,5 +1,6 @@
 """What a checkpoint consists of: every file with its size and checksum. A damaged one is never taken for whole."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -38,11 +39,16 @@ def write_atomic(path: Path, data: bytes, beside: Path | None = None) -> None:
     beside: the name of the file until it is whole, where two processes may write the same path.
     """
     beside = beside or path.with_name(f"{path.name}.tmp")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()  # on a full disk a part of it keeps room that others need
+        raise
 
 
 def damage(directory: Path, manifest: Manifest) -> str:
