@@ -13,14 +13,11 @@ import fcntl
 import hashlib
 import json
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from mrpo_ds.config.schema import ModelConfig
@@ -36,13 +33,15 @@ from mrpo_ds.judged.generation import (
     load_speaker,
     model_limit,
 )
+from mrpo_ds.judged.lines import append
 from mrpo_ds.judged.records import Answer, Generation, Question
+from mrpo_ds.leaderboard.cells import differences
 from mrpo_ds.manifest import write_through
+from mrpo_ds.signals import first_signal
 
 BACKENDS = ("transformers", "vllm")
 SHOWN = 3
 """Differences that a message names."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def answers_of(
@@ -98,8 +97,14 @@ def _make(
     if said := describe_room(speaker, generation, name):
         log(said)
     by_id = {one.id: one for one in todo}
+    told: list[str] = []
+
+    def tell(signal: str) -> None:
+        told.append(signal)
+        warn(f"{signal}: finishing the questions under way; a second signal ends at once")
+
     try:
-        with progress(total, f"answers of {name}", "questions", there) as bar, _told_by_signals() as told:
+        with progress(total, f"answers of {name}", "questions", there) as bar, first_signal(tell):
             for group in answer_questions(answering, speaker, todo, generation):
                 file.add([(by_id[one.answer.question], one) for one in group], generation)
                 bar.update(len(group))
@@ -110,31 +115,6 @@ def _make(
                     )
     finally:
         answering.close()
-
-
-@contextmanager
-def _told_by_signals() -> Iterator[list[str]]:
-    """What a signal says, by name, instead of what it does; a second one ends the process."""
-    told: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-    ours = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # nohup
-    before: dict[Any, Any] = {number: signal.getsignal(number) for number in ours}
-
-    def note(number: int, _: FrameType | None) -> None:
-        told.append(signal.Signals(number).name)
-        for again in ours:
-            signal.signal(again, signal.SIG_DFL)
-        warn(f"{told[0]}: finishing the questions under way; a second signal ends at once")
-
-    for number in ours:
-        signal.signal(number, note)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _load(path: str, generation: Generation, backend: str, device: str | None) -> tuple[Backend, Speaker]:
@@ -280,12 +260,7 @@ class AnswerFile:
         )
 
     def _compare(self, theirs: Any, ours: dict[str, Any]) -> None:
-        theirs = theirs if isinstance(theirs, dict) else {}
-        changed = [
-            f"{key} {theirs.get(key)!r} then, {ours.get(key)!r} now"
-            for key in sorted({*theirs, *ours})
-            if theirs.get(key) != ours.get(key)
-        ]
+        changed = differences({"settings": theirs if isinstance(theirs, dict) else {}}, ours)
         if changed:
             raise ConfigError(
                 f"the answers in {str(self.path)!r} were made otherwise ({'; '.join(changed[:SHOWN])}), and must not "
@@ -293,14 +268,9 @@ class AnswerFile:
             )
 
     def _append(self, text: str) -> None:
-        before = os.fstat(self._descriptor).st_size
-        data = text.encode()
         try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-            os.fsync(self._descriptor)
+            append(self._descriptor, text)
         except OSError as error:
-            os.ftruncate(self._descriptor, before)
             raise MrpoError(
                 f"answers cannot be kept in {str(self.path)!r}: {error.strerror}. {len(self.kept)} of them are there; "
                 "make room and run the same command again, which goes on from them."

@@ -1,11 +1,8 @@
 """Ask the judge what has not been asked, several calls at a time, and keep each judgment as it comes."""
 
-import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 from mrpo_ds.console import Progress, progress, warn
@@ -15,11 +12,11 @@ from mrpo_ds.judged.judge import Judge
 from mrpo_ds.judged.judgments import Judgments
 from mrpo_ds.judged.prompts import Call
 from mrpo_ds.judged.spending import Spending
+from mrpo_ds.signals import first_signal
 
 GIVE_UP = 3
 """Calls that fail one after the other, each after all its attempts: the judge is gone."""
 LOOK_SECONDS = 0.2
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class CapReached(MrpoError):
@@ -63,7 +60,7 @@ def ask_all(judge: Judge, calls: Sequence[Call], baseline: str | None, kept: Jud
     distinct = len({judge.key(call) for call in calls})
     cached = distinct - len(todo)
     work = _Work(judge, todo, baseline, kept, Spending(judge, cap, kept.usd))
-    with progress(distinct, "judge", "judgments", cached) as bar, work.stopped_by_signals():
+    with progress(distinct, "judge", "judgments", cached) as bar, first_signal(work.stop):
         work.run(bar)
     try:
         for call in calls:
@@ -96,7 +93,6 @@ class _Work:
         self._under_way = 0
         self._in_a_row = 0
         self._bar: Progress | None = None
-        self._signalled = False
         self._endpoint = Endpoint(judge, self._stopped, self._lost)
 
     def run(self, bar: Progress) -> None:
@@ -111,33 +107,12 @@ class _Work:
                 thread.join(LOOK_SECONDS / count)
         self._endpoint.close()
 
-    @contextmanager
-    def stopped_by_signals(self) -> Iterator[None]:
-        """On a signal let calls under way end, which are paid for; a second one ends the process."""
-
-        def stop(number: int, _: FrameType | None) -> None:
-            name = signal.Signals(number).name
-            if self._signalled:
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
-            self._signalled = True
-            # Without the lock, which the thread that is interrupted may hold.
-            self.end = self.end or Stopped(f"stopped by {name}")
-            self._stopped.set()
-            warn(f"{name}: waiting for the calls under way; a second signal ends at once")
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        ours = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # nohup
-        before: dict[Any, Any] = {number: signal.getsignal(number) for number in ours}
-        for number in ours:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def stop(self, name: str) -> None:
+        """A signal has come: let calls under way end, which are paid for."""
+        # Without the lock, which the thread that is interrupted may hold.
+        self.end = self.end or Stopped(f"stopped by {name}")
+        self._stopped.set()
+        warn(f"{name}: waiting for the calls under way; a second signal ends at once")
 
     def _serve(self) -> None:
         while (taken := self._take()) is not None:

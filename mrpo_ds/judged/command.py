@@ -13,7 +13,7 @@ from mrpo_ds.judged.answer_files import read_answers
 from mrpo_ds.judged.asking import Asked, ask_all
 from mrpo_ds.judged.benchmarks import Benchmark, find_benchmark, load_benchmark
 from mrpo_ds.judged.judge import Judge, load_judge
-from mrpo_ds.judged.judgments import Judgments, locked
+from mrpo_ds.judged.judgments import Judgments
 from mrpo_ds.judged.prompts import MODEL_FIRST, Call, pair_calls, score_calls
 from mrpo_ds.judged.questions import QuestionSet, read_questions, with_references
 from mrpo_ds.judged.records import Answer, Question
@@ -21,6 +21,7 @@ from mrpo_ds.judged.results import Judged, Report, Results, as_markdown, collect
 from mrpo_ds.judged.verdict_files import models_of, read_verdict_files
 from mrpo_ds.judged.verdicts import Verdict, read_verdict
 from mrpo_ds.leaderboard.candidates import Candidate, check_candidate, find_candidates
+from mrpo_ds.locks import locked
 
 VERSIONED = ("torch", "transformers", "httpx")
 Answers = Mapping[str, Answer]
@@ -86,7 +87,7 @@ def run_judge(options: Options) -> int:
     _check_protocol(options, benchmark)
     out = Path(options.out or Path("runs") / "judged" / find_benchmark(options.bench).stem)
     work = Work(options, benchmark, out, Bootstrap(options.resamples, options.seed))
-    with locked(out):
+    with locked(out, "mrpo-ds judge"):
         if options.verdicts is not None:
             return _finish(work, _from_files(work, options.verdicts), None)
         return _with_judge(work)

@@ -8,17 +8,15 @@ A line has `key`, the case (`model`, `baseline`, `question`, `turn`, `order`), `
 with `same_request` is another case of a request that was made already, as of two models that answer alike.
 """
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mrpo_ds.console import warn
 from mrpo_ds.errors import ConfigError, DataError
+from mrpo_ds.judged.lines import append
 from mrpo_ds.judged.prompts import Case
 from mrpo_ds.manifest import write_through
 
@@ -27,7 +25,7 @@ FOLDER = "judgments"
 
 
 class Judgments:
-    """The judgments of a folder. Only the holder of locked() may add to them."""
+    """The judgments of a folder. Only the holder of the folder's lock may add to them."""
 
     def __init__(self, out: Path) -> None:
         """Read what is there. Raises DataError for a damaged line that is not the last of its file."""
@@ -49,16 +47,9 @@ class Judgments:
         path = self._folder / f"{record['model']}.jsonl"
         is_new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
-        line = (json.dumps(record, allow_nan=False) + "\n").encode()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            before = os.fstat(descriptor).st_size
-            try:
-                _write_all(descriptor, line)
-                os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, before)  # a full disk keeps a part of the line
-                raise
+            append(descriptor, json.dumps(record, allow_nan=False) + "\n")
         finally:
             os.close(descriptor)
         if is_new:
@@ -110,29 +101,3 @@ def read_whole_lines(path: Path) -> list[Record]:
 def case_of(record: Record) -> Case:
     """What a record is about. Raises KeyError, TypeError or ValueError where it does not say so."""
     return Case(str(record["model"]), str(record["question"]), int(record["turn"]), str(record["order"]))
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Be the only one who adds to a folder. Raises ConfigError when it cannot be written or somebody else is."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ConfigError(f"--out is {str(out)!r}, and cannot be written: {error.strerror}.") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another mrpo-ds judge works in {str(out)!r}; wait for it, or use another --out."
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]

@@ -9,8 +9,8 @@ import torch
 from mrpo_ds.config.schema import Config
 from mrpo_ds.console import log, warn
 from mrpo_ds.errors import MrpoError, Stopped
-from mrpo_ds.leaderboard.schedule import SIGNALS
 from mrpo_ds.leaderboard.sweep import Options, run_sweep
+from mrpo_ds.signals import SIGNALS
 
 
 def evaluate_trained(config: Config, local_ranks: int) -> int:

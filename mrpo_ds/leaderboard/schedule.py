@@ -15,9 +15,9 @@ from mrpo_ds.leaderboard.candidates import Candidate
 from mrpo_ds.leaderboard.cells import Cells
 from mrpo_ds.leaderboard.pool import Worker
 from mrpo_ds.leaderboard.suites import SuiteTask
+from mrpo_ds.signals import handled
 
 LOOK_SECONDS = 0.2
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,5 @@ class Schedule:
             for worker in workers:
                 worker.kill()
 
-        ours = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # nohup
-        before = {number: signal.signal(number, stop) for number in ours}
-        try:
+        with handled(stop):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

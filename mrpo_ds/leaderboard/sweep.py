@@ -1,12 +1,9 @@
 """A sweep: every model by every task of a suite, on every device, one cell at a time, and the table of it."""
 
-import fcntl
 import json
 import os
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +25,7 @@ from mrpo_ds.leaderboard.scoring import SEEDS
 from mrpo_ds.leaderboard.suites import Call, Suite, load_suite
 from mrpo_ds.leaderboard.table import as_markdown, collect, write_results
 from mrpo_ds.leaderboard.tasks import Resolved, as_record, files_digest
+from mrpo_ds.locks import locked
 from mrpo_ds.manifest import write_atomic
 
 LOCK_SECONDS = 20.0
@@ -103,7 +101,12 @@ def run_sweep(options: Options) -> int:
         check_candidate(candidate)
     out = Path(options.out or Path("runs") / "eval" / Path(options.suite).stem)
     sweep = Sweep(options, suite, candidates, out, visible_devices(options.devices), mirror)
-    with _locked(out, options) as lock, tempfile.TemporaryDirectory(prefix="mrpo-ds-eval-") as scratch:
+    lock_name = ".lock" if options.shard is None else f".lock-{options.shard.replace('/', '-of-')}"
+    # Workers hold the lock too, so none outlives the sweep unseen.
+    with (
+        locked(out, "sweep", lock_name, LOCK_SECONDS) as lock,
+        tempfile.TemporaryDirectory(prefix="mrpo-ds-eval-") as scratch,
+    ):
         workers = [
             Worker(device, out / "logs" / f"worker-{number}.log", mirror is not None, lock)
             for number, device in enumerate(sweep.devices)
@@ -246,29 +249,3 @@ def _made_of(sweep: Sweep, unit: Unit, cell: dict[str, Any]) -> bool:
             except OSError as error:
                 raise ConfigError(f"--out {str(sweep.out)!r} cannot be written: {error.strerror}.") from error
     return True
-
-
-@contextmanager
-def _locked(out: Path, options: Options) -> Iterator[int]:
-    """Be the only sweep of a folder, or of a shard in it. Workers hold the lock too, so none outlives it unseen."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        name = ".lock" if options.shard is None else f".lock-{options.shard.replace('/', '-of-')}"
-        descriptor = os.open(out / name, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ConfigError(f"--out is {str(out)!r}, and cannot be written: {error.strerror}.") from error
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"another sweep works in {str(out)!r}; wait for it, or use another --out."
-                    ) from error
-                time.sleep(0.2)
-        yield descriptor
-    finally:
-        os.close(descriptor)

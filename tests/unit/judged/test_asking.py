@@ -16,9 +16,10 @@ from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError
 from mrpo_ds.judged.asking import Asked, ask_all
 from mrpo_ds.judged.endpoint import Reply
 from mrpo_ds.judged.judge import Judge
-from mrpo_ds.judged.judgments import Judgments, locked
+from mrpo_ds.judged.judgments import Judgments
 from mrpo_ds.judged.prompts import Call, Case
 from mrpo_ds.judged.spending import Spending
+from mrpo_ds.locks import locked
 from mrpo_ds.types import Message
 from tests.unit.judged.loopback import COMPLETION, judge_at, ok, serving
 
@@ -113,12 +114,13 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, line):
 
 def test_a_folder_has_one_owner(tmp_path):
     refused = pytest.raises(ConfigError, match="another mrpo-ds judge works in")
-    with locked(tmp_path / "out"), refused, locked(tmp_path / "out"):
+    who = "mrpo-ds judge"
+    with locked(tmp_path / "out", who), refused, locked(tmp_path / "out", who):
         pass
-    with locked(tmp_path / "out"):
+    with locked(tmp_path / "out", who):
         pass
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="--out is .* and cannot be written"), locked(tmp_path / "file"):
+    with pytest.raises(ConfigError, match="--out is .* and cannot be written"), locked(tmp_path / "file", who):
         pass
 
 
