@@ -15,6 +15,7 @@ from torch import Tensor
 from mrpo_ds.errors import ConfigError, MrpoError
 from mrpo_ds.judged.generation import Request, Speaker
 from mrpo_ds.leaderboard.candidates import load_whole
+from mrpo_ds.memory import keep_freed
 
 
 class Draws:
@@ -60,6 +61,8 @@ class TransformersBackend:
         self.limit = speaker.limit
         self.at_once = batch_size
         self._device = find_device(device)
+        if self._device.type == "cpu":
+            keep_freed()
         self._ends = sorted(speaker.ends)
         self._pad = _pad_id(speaker)
         model = load_whole(path, dtype="auto").eval()

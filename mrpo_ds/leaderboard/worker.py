@@ -20,8 +20,8 @@ from mrpo_ds.leaderboard.cells import Cells, view
 from mrpo_ds.leaderboard.scores import ScoreError
 from mrpo_ds.leaderboard.suites import SuiteTask, load_suite
 
-REPORT_SECONDS = 0.5
-"""Least time between two reports of progress."""
+REPORT_SECONDS, REPORT_PART = 0.5, 0.005
+"""Least time between two reports of progress, and the part of a cell that is told before. A batch ends all at once."""
 
 
 class Worker:
@@ -32,6 +32,7 @@ class Worker:
         self._answers = answers
         self._loaded: tuple[str, Any] | None = None
         self._reported = 0.0
+        self._part = 0.0
 
     def work(self, job: dict[str, Any]) -> dict[str, Any]:
         """Do a job. What goes wrong with it is an answer too."""
@@ -103,8 +104,8 @@ class Worker:
 
     def _progress(self, part: float) -> None:
         now = time.monotonic()
-        if now - self._reported >= REPORT_SECONDS:
-            self._reported = now
+        if now - self._reported >= REPORT_SECONDS or abs(part - self._part) >= REPORT_PART:
+            self._reported, self._part = now, part
             self.answer({"kind": "progress", "part": part})
 
     def _note(self, job: dict[str, Any], started: float) -> None:
@@ -149,6 +150,10 @@ def main(device: str) -> None:
     from mrpo_ds.accelerator import announce_cpu
 
     announce_cpu()
+    from mrpo_ds.memory import keep_freed
+
+    if device == "cpu":
+        keep_freed()
     worker = Worker(device, answers)
     while True:
         worker.answer(worker.work(jobs.get()))

@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "report.style": "",
     "report": "errors config.schema data console material report.markup report.style",
     # the command line and its workers, which are processes of their own
-    "leaderboard": "errors accelerator manifest signals locks config config.schema data console models",
+    "leaderboard": "errors memory accelerator manifest signals locks config config.schema data console models",
     "samples": "errors types memory config.schema data distributed console models engine material",
     "check": "errors config config.schema data distributed.topology reference material models stores "
     "checkpoint console report report.markup leaderboard",
@@ -85,8 +85,8 @@ MAY_IMPORT = {
     "slurm": "errors manifest config config.schema distributed.topology console",
     "topology_picture": "errors config.schema distributed.placement distributed.topology manifest plots",
     "comparison.statistics": "",
-    "judged": "errors types accelerator manifest signals locks config config.schema data models console leaderboard "
-    "comparison.statistics",
+    "judged": "errors types memory accelerator manifest signals locks config config.schema data models console "
+    "leaderboard comparison.statistics",
     "comparison": "errors types losses config config.schema data distributed.topology manifest console tracking plots "
     "reference models metrics material run comparison.statistics",
     "cli": "errors logs accelerator config console reference stores check dashboard dashboard.workspace plan run slurm "
