@@ -1,0 +1,30 @@
+"""What this process keeps of the memory that it freed."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from mrpo_ds.memory import keep_freed
+
+if sys.argv[1] == "keep":
+    keep_freed()
+torch.set_num_threads(1)
+faults = []
+for _ in range(24):  # the first ones make the heap as large as it needs to be
+    torch.empty(12 << 20).fill_(1.0)  # 48 MiB: glibc maps such blocks by themselves
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[11])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_what_is_freed_is_kept_for_the_next_block() -> None:
+    pages = {
+        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
+        for how in ("keep", "leave")
+    }
+    assert pages["keep"] * 3 < pages["leave"], pages
