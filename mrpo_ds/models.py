@@ -292,6 +292,15 @@ def weights_digest(config: AnyModelConfig) -> str:
     return f"SHA-256 {hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
 
+def generation_digest(config: AnyModelConfig) -> str | None:
+    """SHA-256 of what a local model says of how it generates, such as a repetition penalty.
+
+    None where it says nothing, and for a model of the Hub, whose commit covers it.
+    """
+    file = Path(config.path) / "generation_config.json"
+    return f"SHA-256 {checksum(file)}" if file.is_file() else None
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of 'auto' | 'bf16' | 'fp32' on a device: auto is bf16 where its matrix products are native.
 

@@ -15,7 +15,8 @@ import yaml
 from mrpo_ds.console import log
 from mrpo_ds.data.formats import JsonLines
 from mrpo_ds.errors import ConfigError, DataError
-from mrpo_ds.leaderboard.mirror import DataSet, new_or_old
+from mrpo_ds.leaderboard.cards import CARD
+from mrpo_ds.leaderboard.mirror import DataSet, cannot_write, new_or_old
 
 Row = dict[str, Any]
 NOTE = "made of local files with subsets of the rows: not the figures of the benchmarks"
@@ -116,12 +117,14 @@ def mirror_local_files(source: str, target: str) -> int:
             f"--from {source!r} has none of the files that are known: {files}, ...; see docs/evaluation.md."
         )
     for data, configs in made.items():
-        card = mirror.directory / data / "README.md"
-        card.write_text(_card(configs), encoding="utf-8")
+        card = mirror.directory / data / CARD
+        try:
+            card.write_text(_card(configs), encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(card, error) from error
         counts = {str(name or "default"): splits for name, splits in configs.items()}
-        mirror.add(DataSet(data, tuple(configs)), {"rows": counts, "note": NOTE})
+        mirror.take_in(DataSet(data, tuple(configs)), {"rows": counts, "note": NOTE})
         log(f"{data}: {len(configs)} configurations, {sum(sum(splits.values()) for splits in counts.values())} rows")
-    mirror.save()
     return 0
 
 
@@ -160,7 +163,7 @@ def _write(path: Path, rows: list[Row]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}; make room or give leave.") from error
+        raise cannot_write(path, error) from error
 
 
 def _card(configs: dict[str | None, dict[str, int]]) -> str:

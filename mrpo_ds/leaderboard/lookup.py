@@ -6,7 +6,7 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 from mrpo_ds.data.cache import cache_folder
-from mrpo_ds.leaderboard.mirror import DataSet, Mirror, merged
+from mrpo_ds.leaderboard.mirror import DataSet, Mirror, cannot_write, merged
 from mrpo_ds.leaderboard.pool import Worker
 from mrpo_ds.leaderboard.suites import Suite, find_suite, load_suite
 from mrpo_ds.leaderboard.tasks import Resolved, as_record, files_digest, from_record, write_overrides
@@ -43,7 +43,10 @@ def data_of(resolved: dict[str, Resolved]) -> list[DataSet]:
 def use_mirror(mirror: Mirror, resolved: dict[str, Resolved], folder: Path) -> None:
     """Check that a mirror has what a suite needs, and write the tasks that read it. Raises ConfigError, DataError."""
     mirror.check(data_of(resolved))
-    write_overrides(resolved.values(), mirror.directory, folder)
+    try:
+        write_overrides(resolved.values(), mirror.directory, folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def count_documents(resolved: dict[str, Resolved], overrides: Path, worker: Worker) -> dict[str, int]:

@@ -10,10 +10,12 @@ It may be read-only. Compute nodes read nothing else: `mrpo-ds eval --offline DI
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from mrpo_ds.errors import ConfigError, DataError
+from mrpo_ds.leaderboard.cards import default_of, patterns_of, read_configs
 from mrpo_ds.manifest import Manifest, checksum, damage, write_atomic
 
 FILE = "mirror.json"
@@ -39,8 +41,11 @@ class Mirror:
     """Data set -> configurations, the commit or the files that it is from, and notes."""
     files: Manifest = field(default_factory=dict)
 
-    def add(self, data: DataSet, origin: dict[str, object]) -> None:
-        """Take in the files of a data set as they lie there now, and forget those that it had before."""
+    def take_in(self, data: DataSet, origin: dict[str, object]) -> None:
+        """Note the files of a data set as they lie there now, instead of those that it had before, in mirror.json.
+
+        Raises ConfigError when that cannot be written.
+        """
         root = self.directory / data.path
         self.files = {name: entry for name, entry in self.files.items() if not name.startswith(f"{data.path}/")}
         for file in sorted(path for path in root.rglob("*") if path.is_file()):
@@ -49,11 +54,12 @@ class Mirror:
                 self.files[file.relative_to(self.directory).as_posix()] = [file.stat().st_size, checksum(file)]
         names = sorted(str(name) for name in data.configs if name is not None)
         self.sources[data.path] = {"configs": names, **origin}
-
-    def save(self) -> None:
-        """Write mirror.json. Raises OSError."""
         record = {"format": FORMAT, "data_sets": dict(sorted(self.sources.items())), "files": self.files}
-        write_atomic(self.directory / FILE, (json.dumps(record, indent=1) + "\n").encode())
+        file = self.directory / FILE
+        try:
+            write_atomic(file, (json.dumps(record, indent=1) + "\n").encode())
+        except OSError as error:
+            raise cannot_write(file, error) from error
 
     def check(self, needed: Iterable[DataSet]) -> None:
         """Raises ConfigError for data sets and configurations it lacks, DataError for files that have changed."""
@@ -75,10 +81,17 @@ class Mirror:
             if wrong := damage(self.directory, self._files_of(data.path)):
                 raise DataError(f"the mirror {str(self.directory)!r} is damaged: {wrong}. {_mend(self.directory)}")
 
-    def digest(self, paths: Iterable[str]) -> str:
-        """Changes with any file of these data sets."""
-        files = {name: entry for path in sorted(paths) for name, entry in self._files_of(path).items()}
-        return f"SHA-256 {hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()}"
+    def digest(self, needed: Iterable[DataSet]) -> str:
+        """Changes with any file of these configurations, and with what the card says of them; not with others."""
+        parts: list[object] = []
+        for data in sorted(needed, key=lambda one: one.path):
+            folder = self.directory / data.path
+            patterns, configs = patterns_of(folder, data.configs), read_configs(folder)
+            files = {name.removeprefix(f"{data.path}/"): entry for name, entry in self._files_of(data.path).items()}
+            used = {name: entry for name, entry in files.items() if any(fnmatch(name, pattern) for pattern in patterns)}
+            names = [default_of(configs) if name is None and configs else name for name in data.configs]
+            parts.append([data.path, used or files, [configs.get(name) for name in sorted(names, key=str)]])
+        return f"SHA-256 {hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
 
     @property
     def notes(self) -> list[str]:
@@ -126,16 +139,9 @@ def merged(needs: Iterable[DataSet]) -> list[DataSet]:
     return [DataSet(path, tuple(names)) for path, names in sorted(configs.items())]
 
 
-def data_set_of(record: dict[str, object]) -> DataSet:
-    """A DataSet from what as_record made."""
-    configs = record["configs"]
-    assert isinstance(configs, list | tuple)
-    return DataSet(str(record["path"]), tuple(None if name is None else str(name) for name in configs))
-
-
-def as_record(data: DataSet) -> dict[str, object]:
-    """Plain values of a DataSet, for JSON."""
-    return asdict(data)
+def cannot_write(file: Path, error: OSError) -> ConfigError:
+    """What to say of a mirror's file that the disk does not take."""
+    return ConfigError(f"{str(file)!r} cannot be written: {error.strerror or error}; make room or give leave.")
 
 
 def _mend(directory: str | Path) -> str:

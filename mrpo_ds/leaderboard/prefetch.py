@@ -1,32 +1,16 @@
 """Make a mirror on a machine with a network: the files of a suite's data sets as they are on the Hub, and no others."""
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mrpo_ds.console import log, progress
 from mrpo_ds.errors import ConfigError
+from mrpo_ds.leaderboard.cards import CARD, patterns_of, read_configs
 from mrpo_ds.leaderboard.lookup import count_documents, data_of, look_up, use_mirror
 from mrpo_ds.leaderboard.mirror import DataSet, Mirror, new_or_old
 from mrpo_ds.leaderboard.pool import Worker
 from mrpo_ds.leaderboard.suites import load_suite
-
-DATA_FILES = (
-    "*.parquet",
-    "*.arrow",
-    "*.json",
-    "*.jsonl",
-    "*.csv",
-    "*.json.gz",
-    "*.jsonl.gz",
-    "*.jsonl.zst",
-    "*.csv.gz",
-)
-"""What the data sets library reads without running code."""
-CARD = "README.md"
 
 
 def prefetch(suite_name: str, directory: str) -> int:
@@ -45,9 +29,8 @@ def prefetch(suite_name: str, directory: str) -> int:
         needed = data_of(resolved)
         with progress(len(needed), "downloading", "data sets") as bar:
             for data in needed:
-                commit = download(data, mirror)
-                mirror.add(_with_known(data, mirror), {"commit": commit})
-                mirror.save()  # a later failure loses nothing
+                whole = _with_known(data, mirror)  # all of them at one commit
+                mirror.take_in(whole, {"commit": download(whole, mirror)})  # a later failure loses nothing
                 bar.update(1, data.path)
         check_whole(suite_name, mirror, Path(scratch))
     return 0
@@ -69,7 +52,7 @@ def check_whole(suite_name: str, mirror: Mirror, scratch: Path) -> None:
 def download(data: DataSet, mirror: Mirror) -> str:
     """Fetch a data set's card and the files of its configurations. Returns the commit. Raises ConfigError."""
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
@@ -78,7 +61,7 @@ def download(data: DataSet, mirror: Mirror) -> str:
     try:
         commit = str(huggingface_hub.HfApi().dataset_info(data.path).sha)
         huggingface_hub.snapshot_download(**wanted, revision=commit, allow_patterns=[CARD])
-        huggingface_hub.snapshot_download(**wanted, revision=commit, allow_patterns=patterns_of(folder, data))
+        huggingface_hub.snapshot_download(**wanted, revision=commit, allow_patterns=wanted_files(folder, data))
     except GatedRepoError as error:
         raise ConfigError(
             f"data set {data.path!r} is gated: accept its terms at https://huggingface.co/datasets/{data.path} and "
@@ -86,42 +69,18 @@ def download(data: DataSet, mirror: Mirror) -> str:
         ) from error
     except RepositoryNotFoundError as error:
         raise ConfigError(f"data set {data.path!r} is not on the Hub, or HF_TOKEN has no right to it.") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:  # the first one: no connection at all, too
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"data set {data.path!r} cannot be downloaded: {reason} This needs a network.") from error
+        raise ConfigError(
+            f"data set {data.path!r} cannot be downloaded to {str(folder)!r}: {reason.rstrip('.')}. This needs a "
+            "network, and room."
+        ) from error
     return commit
 
 
-def patterns_of(folder: Path, data: DataSet) -> list[str]:
-    """The files of the wanted configurations by the data set's card, and of its first one, which the library asks for.
-
-    All data files where the card names none.
-    """
-    card = folder / CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    head = text.split("\n---", 1)[0].removeprefix("---") if text.startswith("---") else ""
-    configs = (yaml.safe_load(head) or {}).get("configs") or []
-    named = {config.get("config_name"): config for config in configs}
-    if not configs or any(name is not None and name not in named for name in data.configs):
-        return [CARD, *DATA_FILES]
-    first = configs[0].get("config_name")
-    default = next((config["config_name"] for config in configs if config.get("default")), first)
-    names = [first, *(default if name is None else name for name in data.configs)]
-    found = [pattern for name in dict.fromkeys(names) for pattern in _patterns(named[name])]
-    return [CARD, *(found or DATA_FILES)]
-
-
-def _patterns(config: dict[str, Any]) -> Iterable[str]:
-    """Of a configuration's data_files: a path, a list of them, a mapping of splits, or a list of such."""
-    prefix = f"{config['data_dir']}/" if config.get("data_dir") else ""
-    files = config.get("data_files")
-    if files is None:
-        yield from (f"{prefix}{pattern}" for pattern in DATA_FILES)
-        return
-    for entry in files if isinstance(files, list) else [files]:
-        paths = entry.get("path", list(entry.values())) if isinstance(entry, dict) else entry
-        for path in paths if isinstance(paths, list) else [paths]:
-            yield f"{prefix}{path}"
+def wanted_files(folder: Path, data: DataSet) -> list[str]:
+    """The card, the files of the configurations, and those of the first one, which the library asks for."""
+    return [CARD, *patterns_of(folder, [*list(read_configs(folder))[:1], *data.configs])]
 
 
 def _with_known(data: DataSet, mirror: Mirror) -> DataSet:

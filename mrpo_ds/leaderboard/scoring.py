@@ -9,9 +9,8 @@ from typing import Any
 
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.leaderboard.candidates import load_whole
+from mrpo_ds.leaderboard.tasks import SEEDS, Loaded
 
-SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234, "fewshot_random_seed": 1234}
-"""lm-eval's own defaults, said so that they cannot drift. They decide which examples a prompt gets."""
 BOOTSTRAP = 1000
 """Resamples for the standard errors of metrics that have no formula; means have one."""
 TRUNCATED = ("Combined length", "Left truncation applied")
@@ -42,12 +41,12 @@ def load_lm(path: str, dtype: str, batch_size: int, device: str, report: Callabl
     return huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
 
 
-def evaluate(lm: Any, tasks: list[Any], job: dict[str, Any]) -> dict[str, Any]:
+def evaluate(lm: Any, loaded: Loaded, job: dict[str, Any]) -> dict[str, Any]:
     """Score one task, or one group, with a model. Raises ConfigError for a score of another number of shots.
 
     Args:
         lm: of load_lm.
-        tasks: of load_tasks.
+        loaded: of load_tasks.
         job: shots, limit, max_new_tokens, chat_template as in a suite and on the command line.
 
     Returns:
@@ -60,7 +59,8 @@ def evaluate(lm: Any, tasks: list[Any], job: dict[str, Any]) -> dict[str, Any]:
     with _counting_truncated() as truncated:
         result = simple_evaluate(
             model=lm,
-            tasks=tasks,
+            tasks=loaded.tasks,
+            task_manager=loaded.manager,  # or it reads the YAMLs of all tasks there are, each time
             num_fewshot=job["shots"],
             limit=job["limit"],
             gen_kwargs=None if longest is None else {"max_gen_toks": longest},

@@ -21,10 +21,9 @@ from mrpo_ds.leaderboard.mirror import Mirror, open_mirror
 from mrpo_ds.leaderboard.pool import Worker
 from mrpo_ds.leaderboard.schedule import Schedule, Unit
 from mrpo_ds.leaderboard.scores import ScoreError
-from mrpo_ds.leaderboard.scoring import SEEDS
 from mrpo_ds.leaderboard.suites import Call, Suite, load_suite
 from mrpo_ds.leaderboard.table import as_markdown, collect, write_results
-from mrpo_ds.leaderboard.tasks import Resolved, as_record, files_digest
+from mrpo_ds.leaderboard.tasks import SEEDS, Resolved, as_record, files_digest
 from mrpo_ds.locks import locked
 from mrpo_ds.manifest import write_atomic
 
@@ -156,12 +155,16 @@ def _run(sweep: Sweep, workers: list[Worker], scratch: Path) -> int:
 
 def _units(sweep: Sweep, resolved: dict[str, Resolved], overrides: Path | None) -> list[Unit]:
     """Every call of the sweep, model by model."""
-    from mrpo_ds.models import tokenizer_fingerprint, weights_digest
+    from mrpo_ds.models import generation_digest, tokenizer_fingerprint, weights_digest
 
     units = []
     for candidate in sweep.candidates:
         config = ModelConfig(path=candidate.path)
-        identity = {"model_hash": weights_digest(config), "tokenizer": tokenizer_fingerprint(config)}
+        identity = {
+            "model_hash": weights_digest(config),
+            "generation_config": generation_digest(config),
+            "tokenizer": tokenizer_fingerprint(config),
+        }
         for call, columns in sweep.suite.calls().items():
             one = resolved[call.task]
             settings = identity | _settings(sweep, call, one)
@@ -193,7 +196,7 @@ def _units(sweep: Sweep, resolved: dict[str, Resolved], overrides: Path | None) 
 def _settings(sweep: Sweep, call: Call, resolved: Resolved) -> dict[str, Any]:
     """All that a call's result depends on besides the model, but for the GPU's make."""
     options, suite = sweep.options, sweep.suite
-    data = "the Hub" if sweep.mirror is None else sweep.mirror.digest({one.path for one in data_of({"": resolved})})
+    data = "the Hub" if sweep.mirror is None else sweep.mirror.digest(data_of({"": resolved}))
     return {
         "lm_eval_task": call.task,
         "shots": call.shots,

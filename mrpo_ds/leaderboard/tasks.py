@@ -7,6 +7,7 @@ YAML for the mirror, and what was loaded is compared with the list.
 
 import difflib
 import hashlib
+import random
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ PACKAGES = {
     "pkg_resources": "'setuptools<81'",
 }
 """Module that a task's code imports -> what to install, where lm-eval's own dependencies lack it."""
+SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234, "fewshot_random_seed": 1234}
+"""lm-eval's own defaults, said so that they cannot drift. They decide which examples a prompt gets."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +139,33 @@ def check_imports(resolved: Iterable[Resolved]) -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     for one in resolved:
-        for leaf in {Path(leaf.yaml).parent: leaf for leaf in one.leaves}.values():
+        for leaf in _one_of_each_folder(one):
             try:
                 load_yaml(leaf.yaml, resolve_func=True)
             except ModuleNotFoundError as error:
                 module = (error.name or "").partition(".")[0]
                 package = PACKAGES.get(module, module)
                 raise ConfigError(f"task {leaf.name!r} needs the package {module!r}: pip install {package}") from error
+            _check_sentences(leaf)
+
+
+def _one_of_each_folder(resolved: Resolved) -> Iterable[Leaf]:
+    return {Path(leaf.yaml).parent: leaf for leaf in resolved.leaves}.values()
+
+
+def _check_sentences(leaf: Leaf) -> None:
+    """Without this table IFEval's code is imported all the same, and fails when every answer has been generated."""
+    if not any("punkt_tab" in code.read_text(encoding="utf-8") for code in Path(leaf.yaml).parent.glob("*.py")):
+        return
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError as error:
+        raise ConfigError(
+            f"task {leaf.name!r} needs nltk's table of sentence ends, punkt_tab: where there is a network, run python "
+            f"-c \"import nltk; nltk.download('punkt_tab')\"; elsewhere copy nltk_data there and name it in NLTK_DATA."
+        ) from error
 
 
 def write_overrides(resolved: Iterable[Resolved], mirror: Path, folder: Path) -> None:
@@ -159,21 +182,47 @@ def write_overrides(resolved: Iterable[Resolved], mirror: Path, folder: Path) ->
                 (folder / f"{leaf.name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
-def load_tasks(resolved: Resolved, overrides: str | None) -> list[Any]:
-    """lm-eval's task or group object(s) for a name of a suite, data loaded.
+@dataclass(frozen=True)
+class Loaded:
+    """Tasks with their data."""
+
+    tasks: list[Any]
+    """lm-eval's objects: a task, a group, or the tasks of a tag."""
+    manager: Any
+    """Its TaskManager, which knows no others."""
+
+    @property
+    def documents(self) -> dict[str, int]:
+        """How many documents each leaf has."""
+        leaves = [
+            leaf for one in self.tasks for leaf in (one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one])
+        ]
+        return {leaf.task_name: len(leaf.eval_docs) for leaf in leaves}
+
+
+def load_tasks(resolved: Resolved, overrides: str | None) -> Loaded:
+    """What a name of a suite stands for, data loaded.
 
     Args:
         resolved: what the name stands for.
         overrides: the folder of write_overrides, or None for the data that the tasks themselves name.
 
-    Raises ConfigError when another set of tasks comes than was listed.
+    Raises ConfigError when another set of tasks comes than was listed, or something is lacking that scoring needs.
     """
+    import datasets
+
+    for leaf in _one_of_each_folder(resolved):  # again: what a suite consists of may have been looked up elsewhere
+        _check_sentences(leaf)
     manager = make_manager(resolved, overrides)
-    loaded = manager.load([resolved.task])
+    # GPQA's answers are shuffled while it loads: by lm-eval's seed, and not as an earlier process left them in a cache.
+    random.seed(SEEDS["random_seed"])
+    datasets.disable_caching()
+    # Of the folders of a tag's members, lm-eval's index keeps the last one's alone.
+    is_tag = manager.task_index[resolved.task].kind.name == "TAG"
+    loaded = manager.load([leaf.name for leaf in resolved.leaves] if is_tag else [resolved.task])
     check_loaded(resolved, list(loaded["tasks"]))
-    if resolved.task in loaded.get("groups", {}):
-        return [loaded["groups"][resolved.task]]
-    return list(loaded["tasks"].values())
+    group = loaded.get("groups", {}).get(resolved.task)
+    return Loaded(list(loaded["tasks"].values()) if group is None else [group], manager)
 
 
 def make_manager(resolved: Resolved, overrides: str | None) -> Any:

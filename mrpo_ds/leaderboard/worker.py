@@ -62,17 +62,15 @@ class Worker:
         """Load the data of a name of a suite, and say how many documents each of its tasks has."""
         from mrpo_ds.leaderboard.tasks import from_record, load_tasks
 
-        loaded = load_tasks(from_record(job["resolved"]), job["overrides"])
-        tasks = [task for one in loaded for task in (one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one])]
-        return {"documents": {task.task_name: len(task.eval_docs) for task in tasks}}
+        return {"documents": load_tasks(from_record(job["resolved"]), job["overrides"]).documents}
 
     def _evaluate(self, job: dict[str, Any]) -> dict[str, Any]:
-        from mrpo_ds.leaderboard.scoring import SEEDS, evaluate
-        from mrpo_ds.leaderboard.tasks import from_record, load_tasks
+        from mrpo_ds.leaderboard.scoring import evaluate
+        from mrpo_ds.leaderboard.tasks import SEEDS, from_record, load_tasks
 
         started = time.time()
-        tasks = load_tasks(from_record(job["resolved"]), job["overrides"])  # before the minutes a large model takes
-        found = evaluate(self._model(job), tasks, job)
+        loaded = load_tasks(from_record(job["resolved"]), job["overrides"])  # before the minutes a large model takes
+        found = evaluate(self._model(job), loaded, job)
         cell = {
             **job["head"],
             "lm_eval_task": job["resolved"]["task"],

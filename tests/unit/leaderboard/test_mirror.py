@@ -1,15 +1,17 @@
 """Mirrors: what is in them is known to the byte, and what is not is told before anything is computed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mrpo_ds.errors import ConfigError, DataError
+from mrpo_ds.leaderboard.cards import CARD, DATA_FILES
 from mrpo_ds.leaderboard.local_files import mirror_local_files
 from mrpo_ds.leaderboard.mirror import DataSet, merged, new_or_old, open_mirror
-from mrpo_ds.leaderboard.prefetch import CARD, DATA_FILES, patterns_of
-from tests.support import make_task_files
+from mrpo_ds.leaderboard.prefetch import download, wanted_files
+from tests.support import free_port, make_task_files
 
 ARC = DataSet("allenai/ai2_arc", ("ARC-Easy",))
 
@@ -100,8 +102,33 @@ def test_the_digest_is_of_these_data_sets_alone(tmp_path):
     gsm8k.write_text(gsm8k.read_text(encoding="utf-8").replace("pens", "pins"), encoding="utf-8")
     mirror_local_files(str(tmp_path / "rows"), str(tmp_path / "mirror"))
     after = open_mirror(tmp_path / "mirror")
-    assert before.digest(["allenai/ai2_arc"]) == after.digest(["allenai/ai2_arc"])
-    assert before.digest(["openai/gsm8k"]) != after.digest(["openai/gsm8k"])
+    assert before.digest([ARC]) == after.digest([ARC])
+    assert before.digest([DataSet("openai/gsm8k", ("main",))]) != after.digest([DataSet("openai/gsm8k", ("main",))])
+
+
+def test_what_another_suite_adds_to_a_data_set_leaves_finished_cells_valid(tmp_path):
+    make_task_files(tmp_path / "rows")
+    easy, hard = (tmp_path / f"rows/arc/{name}.jsonl" for name in ("ARC-Easy.validation", "ARC-Challenge.validation"))
+    mirror_local_files(str(tmp_path / "rows"), str(tmp_path / "mirror"))
+    before = open_mirror(tmp_path / "mirror").digest([ARC])
+    shutil.copy(easy, hard)
+    mirror_local_files(str(tmp_path / "rows"), str(tmp_path / "mirror"))
+    after = open_mirror(tmp_path / "mirror")
+    assert after.sources["allenai/ai2_arc"]["configs"] == ["ARC-Challenge", "ARC-Easy"]
+    assert after.digest([ARC]) == before
+    easy.write_text(easy.read_text(encoding="utf-8").replace("colour", "color"), encoding="utf-8")
+    mirror_local_files(str(tmp_path / "rows"), str(tmp_path / "mirror"))
+    assert open_mirror(tmp_path / "mirror").digest([ARC]) != before
+
+
+def test_a_configuration_whose_splits_are_swapped_has_another_digest(tmp_path):
+    make_task_files(tmp_path / "rows")
+    mirror_local_files(str(tmp_path / "rows"), str(tmp_path / "mirror"))
+    before = open_mirror(tmp_path / "mirror").digest([ARC])
+    card = tmp_path / "mirror/allenai/ai2_arc/README.md"
+    swapped = card.read_text(encoding="utf-8").replace("split: test", "split: other").replace("train", "test")
+    card.write_text(swapped, encoding="utf-8")
+    assert open_mirror(tmp_path / "mirror").digest([ARC]) != before
 
 
 def test_no_mirror_says_how_to_make_one(tmp_path):
@@ -117,8 +144,7 @@ def test_downloads_own_books_are_no_part_of_it(tmp_path):
     for name in ("a/b/.cache/huggingface/x.metadata", "a/b/README.md", "a/b/c/test.parquet"):
         (mirror.directory / name).parent.mkdir(parents=True, exist_ok=True)
         (mirror.directory / name).write_text("x", encoding="utf-8")
-    mirror.add(DataSet("a/b", ("c",)), {"commit": "0123"})
-    mirror.save()
+    mirror.take_in(DataSet("a/b", ("c",)), {"commit": "0123"})
     assert set(open_mirror(tmp_path / "new").files) == {"a/b/README.md", "a/b/c/test.parquet"}
     record = json.loads((tmp_path / "new/mirror.json").read_text(encoding="utf-8"))
     assert record["data_sets"] == {"a/b": {"configs": ["c"], "commit": "0123"}}
@@ -145,8 +171,24 @@ CARDS = {
 def test_only_the_files_of_the_wanted_configurations_are_downloaded(tmp_path, name):
     card, wanted = CARDS[name]
     (tmp_path / CARD).write_text(f"---\n{card}---\n# A data set\n", encoding="utf-8")
-    assert patterns_of(tmp_path, DataSet("o/n", ("b",))) == [CARD, *wanted]
+    assert wanted_files(tmp_path, DataSet("o/n", ("b",))) == [CARD, *wanted]
 
 
 def test_without_a_card_all_data_files_are_downloaded(tmp_path):
-    assert patterns_of(tmp_path, DataSet("o/n", (None,))) == [CARD, *DATA_FILES]
+    assert wanted_files(tmp_path, DataSet("o/n", (None,))) == [CARD, *DATA_FILES]
+
+
+def test_without_a_network_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(
+        ConfigError, match=r"data set 'o/n' cannot be downloaded to .*\. This needs a network, and room"
+    ):
+        download(DataSet("o/n", ("b",)), new_or_old(tmp_path))
+
+
+def test_a_mirror_that_cannot_be_written_is_one_line(tmp_path):
+    mirror = new_or_old(tmp_path / "new")
+    (tmp_path / "new/mirror.json.tmp").mkdir()  # nobody, not even root, can write there
+    (tmp_path / "new/mirror.json").mkdir()
+    with pytest.raises(ConfigError, match=r"mirror\.json' cannot be written: .*; make room or give leave"):
+        mirror.take_in(DataSet("a/b", ("c",)), {"commit": "0123"})

@@ -1,5 +1,6 @@
 """The tasks of the lm-eval that is installed: what names stand for, and that no group shrinks unseen."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mrpo_ds.leaderboard.tasks import (
     check_loaded,
     files_digest,
     from_record,
+    load_tasks,
     make_manager,
     resolve_in,
     resolve_suite,
@@ -124,3 +126,55 @@ def test_the_digest_of_own_tasks_changes_with_them(tmp_path):
     before = files_digest(str(tmp_path))
     (tmp_path / "a.yaml").write_text("task: b", encoding="utf-8")
     assert files_digest(str(tmp_path)) != before
+
+
+def own_suite(root: Path, name: str, **more: object) -> Resolved:
+    """Two tasks with the tag `both`, in a folder each, with rows of their own."""
+    from lm_eval.tasks import TaskManager
+
+    for folder in ("one", "two"):
+        (root / folder).mkdir()
+        rows = "".join(f'{{"q": "{folder} {number}", "choices": ["a", "b"], "gold": 0}}\n' for number in range(20))
+        (root / folder / "rows.jsonl").write_text(rows, encoding="utf-8")
+        task = {"task": folder, "tag": "both", "output_type": "multiple_choice", "doc_to_text": "q"}
+        task |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": f"{root / folder}/rows.jsonl"}}}
+        task |= {"test_split": "test", "doc_to_choice": "choices", "doc_to_target": "gold"}
+        (root / folder / "task.yaml").write_text(yaml.safe_dump(task | more), encoding="utf-8")
+    subtasks = {"both": 2}.get(name, 1)
+    (root / "own.yaml").write_text(f"tasks: [{{task: {name}, metric: acc, subtasks: {subtasks}}}]", encoding="utf-8")
+    index = TaskManager(include_defaults=False, include_path=str(root)).task_index
+    (resolved,) = resolve_in(index, load_suite(str(root / "own.yaml")))
+    return resolved
+
+
+def test_a_tag_whose_members_lie_in_several_folders_is_whole(tmp_path):
+    assert load_tasks(own_suite(tmp_path, "both"), None).documents == {"one": 20, "two": 20}
+
+
+def test_answers_that_are_shuffled_while_they_load_are_those_of_lm_evals_seed(tmp_path, monkeypatch):
+    code = "import random\ndef mix(data):\n    return data.map(lambda row: {'mixed': random.random()})\n"
+    resolved = own_suite(tmp_path, "one")
+    (tmp_path / "one/utils.py").write_text(code, encoding="utf-8")
+    yaml_file = tmp_path / "one/task.yaml"
+    yaml_file.write_text(
+        yaml_file.read_text(encoding="utf-8") + "process_docs: !function utils.mix\n", encoding="utf-8"
+    )
+    random.seed(0)
+    expected = [random.random() for _ in range(20)]
+    for _ in range(2):
+        random.seed(7)
+        (task,) = load_tasks(resolved, None).tasks
+        assert [row["mixed"] for row in task.eval_docs] == expected
+
+
+def test_a_table_of_sentences_that_is_not_there_is_told_before_anything_is_generated(resolved, tmp_path, monkeypatch):
+    nltk = tmp_path / "modules/nltk"
+    nltk.mkdir(parents=True)
+    find = "class data:\n    @staticmethod\n    def find(name):\n        raise LookupError(name)\n"
+    (nltk / "__init__.py").write_text(find, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    (tmp_path / "utils.py").write_text("NEEDED = 'tokenizers/punkt_tab'\n", encoding="utf-8")
+    (tmp_path / "own.yaml").write_text("task: own\n", encoding="utf-8")
+    own = Leaf("own", str(tmp_path / "own.yaml"), None, None, False)
+    with pytest.raises(ConfigError, match="task 'own' needs nltk's table of sentence ends, punkt_tab"):
+        check_imports([Resolved("own", [own], [str(tmp_path)])])
