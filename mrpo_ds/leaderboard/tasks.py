@@ -209,14 +209,10 @@ def load_tasks(resolved: Resolved, overrides: str | None) -> Loaded:
 
     Raises ConfigError when another set of tasks comes than was listed, or something is lacking that scoring needs.
     """
-    import datasets
-
     for leaf in _one_of_each_folder(resolved):  # again: what a suite consists of may have been looked up elsewhere
         _check_sentences(leaf)
     manager = make_manager(resolved, overrides)
-    # GPQA's answers are shuffled while it loads: by lm-eval's seed, and not as an earlier process left them in a cache.
-    random.seed(SEEDS["random_seed"])
-    datasets.disable_caching()
+    random.seed(SEEDS["random_seed"])  # GPQA's answers are shuffled while it loads, and kept so in the prepared tables
     # Of the folders of a tag's members, lm-eval's index keeps the last one's alone.
     is_tag = manager.task_index[resolved.task].kind.name == "TAG"
     loaded = manager.load([leaf.name for leaf in resolved.leaves] if is_tag else [resolved.task])

@@ -114,6 +114,7 @@ ONLY_IN = {
     "transformers": "data models stores check export demo plan plan.probe leaderboard comparison samples judged",
     "safetensors": "export shards leaderboard",
     "lm_eval": "leaderboard",
+    "nltk": "leaderboard",
     "huggingface_hub": "leaderboard",
     "datasets": "data",
     "pyarrow": "data reference leaderboard",

@@ -151,7 +151,7 @@ def test_a_tag_whose_members_lie_in_several_folders_is_whole(tmp_path):
     assert load_tasks(own_suite(tmp_path, "both"), None).documents == {"one": 20, "two": 20}
 
 
-def test_answers_that_are_shuffled_while_they_load_are_those_of_lm_evals_seed(tmp_path, monkeypatch):
+def test_answers_that_are_shuffled_while_they_load_are_those_of_lm_evals_seed(tmp_path):
     code = "import random\ndef mix(data):\n    return data.map(lambda row: {'mixed': random.random()})\n"
     resolved = own_suite(tmp_path, "one")
     (tmp_path / "one/utils.py").write_text(code, encoding="utf-8")
