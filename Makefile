@@ -66,7 +66,8 @@ test-cluster: models
 	$(BIN)/python -m pytest -m "cluster or not cluster" tests/e2e/test_slurm.py tests/e2e/test_two_hosts.py
 
 test-leaderboard: models
-	$(BIN)/python -m pytest -m "leaderboard or not leaderboard" tests/e2e/test_leaderboard.py tests/e2e/test_judged.py
+	$(BIN)/python -m pytest -m "leaderboard or not leaderboard" tests/e2e/test_leaderboard.py tests/e2e/test_sweep_shards.py \
+		tests/e2e/test_judged.py
 
 test-real-text: models
 	$(BIN)/python -m pytest -m real_text -s tests/e2e/test_objectives_real_text.py
