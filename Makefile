@@ -67,7 +67,7 @@ test-cluster: models
 
 test-leaderboard: models .cache/leaderboard-v2/.installed
 	$(BIN)/python -m pytest -m "leaderboard or not leaderboard" tests/e2e/test_leaderboard.py \
-	  tests/e2e/test_leaderboard_v2.py tests/e2e/test_judged.py
+	  tests/e2e/test_leaderboard_v2.py tests/e2e/test_sweep_shards.py tests/e2e/test_judged.py
 # Beside the others and not among them: one needs a setuptools of before 81.
 .cache/leaderboard-v2/.installed: tests/leaderboard_v2.txt $(VENV)/.installed
 	$(BIN)/python -m pip install -q --upgrade --no-deps --target .cache/leaderboard-v2 -r $<

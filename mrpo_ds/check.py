@@ -14,7 +14,7 @@ from mrpo_ds.console import log
 from mrpo_ds.data.order import steps_per_epoch, total_steps
 from mrpo_ds.distributed.topology import build_topology
 from mrpo_ds.errors import ConfigError
-from mrpo_ds.leaderboard.lookup import check_evaluation
+from mrpo_ds.leaderboard.after_training import check_evaluation
 from mrpo_ds.material import POLICY, Material, prepare
 from mrpo_ds.models import AnyModelConfig, check_path, load_model_config
 from mrpo_ds.reference.stored import refuse_missing, survey_of
@@ -58,8 +58,7 @@ def check_run(config: Config, resume: str = "none", show_example: bool = False, 
     check_fits(material, {name: _most_tokens(model_config) for name, model_config in model_configs.items()})
     _report_run(config, material, model_configs, stage_of(sharding))
     _check_store(config, material)
-    if config.evaluate.suite is not None:
-        check_evaluation(config.evaluate.suite, config.evaluate.offline)
+    check_evaluation(config)
     return material
 
 

@@ -106,7 +106,14 @@ def _add_launch(command: argparse.ArgumentParser) -> None:
     command.add_argument("--suite", metavar="NAME", help="eval: what to evaluate on")
     command.add_argument("--offline", metavar="DIR", help="eval: what the suite needs, for nodes without internet")
     command.add_argument("--limit", type=int, metavar="N", help="eval: questions per task")
-    command.add_argument("--out", metavar="DIR", help="eval, compare: where results go")
+    command.add_argument("--batch-size", type=int, metavar="B", help="eval: requests a forward")
+    command.add_argument("--devices", metavar="cpu|0,1,...", help="eval: of the node's; cpu asks for no GPU")
+    command.add_argument("--dtype", metavar="checkpoint|bf16|fp32", help="eval: of the weights")
+    command.add_argument(
+        "--chat-template", action=argparse.BooleanOptionalAction, help="eval: instead of what the suite says"
+    )
+    command.add_argument("--redo", action="store_true", help="eval: compute cells of other settings anew")
+    command.add_argument("--out", metavar="DIR", help="eval, compare, --sweep: where results go")
     command.add_argument("--site", default="launch/site.yaml", metavar="FILE", help="the cluster's settings")
     command.add_argument("--dry-run", action="store_true", help="print the scripts and submit nothing")
     command.set_defaults(run=_launch)
@@ -182,7 +189,7 @@ def _add_eval_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     command.add_argument(
         "--chat-template", action=argparse.BooleanOptionalAction, help="instead of what the suite says"
     )
-    command.add_argument("--shard", metavar="I/N", help="only every N-th cell from the I-th on, for job arrays")
+    command.add_argument("--shard", metavar="I/N", help="only the I-th of N even parts of the cells, for job arrays")
     command.add_argument("--redo", action="store_true", help="compute cells of other settings anew instead of refusing")
     command.set_defaults(run=_eval)
     text = "download the data of a suite into a mirror, for machines without a network"
@@ -201,7 +208,8 @@ def _add_eval_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
 
 def _eval(options: argparse.Namespace) -> int:
     from mrpo_ds.console import configure_console
-    from mrpo_ds.leaderboard.sweep import Options, run_sweep
+    from mrpo_ds.leaderboard.options import Options
+    from mrpo_ds.leaderboard.sweep import run_sweep
 
     configure_console(True)
     return run_sweep(Options(**{name: value for name, value in vars(options).items() if name != "run"}))

@@ -1,9 +1,9 @@
-"""One writer of a folder at a time."""
+"""One writer of a folder at a time, or several that have shared it out among themselves."""
 
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,63 @@ def locked(out: Path, who: str, name: str = ".lock", patience: float = 0.0) -> I
 
     Raises ConfigError when the folder cannot be written or somebody else holds the lock.
     """
+
+    def problem(descriptor: int) -> str:
+        free = _take(descriptor, fcntl.LOCK_EX)
+        return "" if free else f"another {who} works in {str(out)!r}; wait for it, or use another --out."
+
+    with _held(out, name, problem, patience) as descriptor:
+        yield descriptor
+
+
+@contextmanager
+def locked_part(out: Path, who: str, part: tuple[int, int], patience: float = 0.0) -> Iterator[tuple[int, ...]]:
+    """Be the only one who works at a part of --out. Yields the locks' descriptors, as locked does.
+
+    Parts of the same count work side by side. Those of another count, whose cuts lie elsewhere, and who works at the
+    whole keep each other out, and so do two with the same part.
+
+    Args:
+        out: as for locked.
+        who: what another holder is called in the message.
+        part: (I, N), of which (0, 1) is the whole.
+        patience: seconds to wait for another holder.
+
+    Raises ConfigError when the folder cannot be written or somebody else is in the way.
+    """
+    number, count = part
+    if count == 1:
+        with locked(out, who, patience=patience) as whole:
+            yield (whole,)
+        return
+
+    def problem(descriptor: int) -> str:
+        # Who has it alone writes the count, and then shares it. Whoever shares it and reads the own count is in: to
+        # write another one takes having it alone.
+        if _take(descriptor, fcntl.LOCK_EX):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(count).encode(), 0)
+        if not _take(descriptor, fcntl.LOCK_SH):
+            return f"a {who} without --shard works in {str(out)!r}; wait for it, or use another --out."
+        found = os.pread(descriptor, 20, 0).decode()
+        if found == str(count):
+            return ""
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        return (
+            f"a {who} in {found} shards works in {str(out)!r}, and one in {count} would do the same work again; "
+            f"use --shard I/{found}, wait for it, or use another --out."
+        )
+
+    with (
+        locked(out, f"{who} of shard {number}/{count}", f".lock-{number}-of-{count}", patience) as own,
+        _held(out, ".lock", problem, patience) as common,
+    ):
+        yield own, common
+
+
+@contextmanager
+def _held(out: Path, name: str, problem: Callable[[int], str], patience: float) -> Iterator[int]:
+    """Open a file and lock it. problem: tries once, and says what is in the way, or ""."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out / name, os.O_RDWR | os.O_CREAT, 0o644)
@@ -31,16 +88,19 @@ def locked(out: Path, who: str, name: str = ".lock", patience: float = 0.0) -> I
         raise ConfigError(f"--out is {str(out)!r}, and cannot be written: {error.strerror}.") from error
     try:
         deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    raise ConfigError(
-                        f"another {who} works in {str(out)!r}; wait for it, or use another --out."
-                    ) from error
-                time.sleep(LOOK_SECONDS)
+        while told := problem(descriptor):
+            if time.monotonic() >= deadline:
+                raise ConfigError(told)
+            time.sleep(LOOK_SECONDS)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, how: int) -> bool:
+    """Lock or convert a lock, without waiting. False where others do not let us; then we may hold nothing."""
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False

@@ -1,13 +1,19 @@
 """What a checkpoint consists of: every file with its size and checksum. A damaged one is never taken for whole."""
 
 import contextlib
+import glob
 import hashlib
 import os
+import platform
+import secrets
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 22
+PART_SECONDS = 600.0
+"""A part of a file that nobody has added to for so long is a killed writer's."""
 READERS = 8
 """Files read at once; hashing leaves the interpreter to others."""
 
@@ -36,19 +42,34 @@ def write_through(path: Path) -> None:
 def write_atomic(path: Path, data: bytes, beside: Path | None = None) -> None:
     """Give path new content so that a crash leaves the old or the new one, never a part. Raises OSError.
 
-    beside: the name of the file until it is whole, where two processes may write the same path.
+    Several processes, also of several hosts, may write the same path: one of them wins, whole.
+
+    beside: the name of the file until it is whole, where the folder's owner looks for such; by default it is
+        path's with the writer and .tmp after it.
     """
-    beside = beside or path.with_name(f"{path.name}.tmp")
+    # Containers may share a host's name and number their processes alike.
+    writer = f"{platform.node()}-{os.getpid()}-{secrets.token_hex(3)}"
+    part = beside or path.with_name(f"{path.name}.{writer}.tmp")
     try:
-        with beside.open("wb") as file:
+        with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        part.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
-            beside.unlink()  # on a full disk a part of it keeps room that others need
+            part.unlink()  # on a full disk a part of it keeps room that others need
         raise
+    if beside is None:
+        _remove_parts(path)
+
+
+def _remove_parts(path: Path) -> None:
+    """Remove what writers that were killed have left of path. Nobody who still writes pauses for so long."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.*-*.tmp"):
+        with contextlib.suppress(OSError):  # another one was first
+            if time.time() - part.stat().st_mtime > PART_SECONDS:
+                part.unlink()
 
 
 def damage(directory: Path, manifest: Manifest) -> str:

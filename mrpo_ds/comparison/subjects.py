@@ -7,6 +7,7 @@ from pathlib import Path
 from mrpo_ds.config.schema import Config, ModelConfig, ReferenceConfig, SourceConfig
 from mrpo_ds.data.dataset import source_names
 from mrpo_ds.errors import ConfigError, require
+from mrpo_ds.model_names import check_name, own_name, split_named
 
 BASE = "base"
 PREFIX = "model."
@@ -119,9 +120,9 @@ def _same(one: ReferenceConfig, other: ReferenceConfig) -> bool:
 
 def _named(text: str) -> tuple[str, str]:
     """'name=path' or 'path' -> (name, path of the model itself). Raises ConfigError for what is no exported model."""
-    name, separator, path = text.partition("=")
-    if not separator:
-        name, path = "", text
+    name, path = split_named(text)
+    name = name or own_name(path)
+    check_name(name, path, "--models name=path")
     directory = Path(path)
     if (directory / "config.yaml").is_file():  # a run
         if not (directory / "model").is_dir():
@@ -129,17 +130,10 @@ def _named(text: str) -> tuple[str, str]:
                 f"the run {path!r} has no model yet; allowed: a finished run, a model directory or a Hub id. "
                 "`mrpo-ds train` with --resume auto ends it and exports the model."
             )
-        return _allowed(name or directory.resolve().name, text), str(directory / "model")
+        return name, str(directory / "model")
     if directory.is_dir() and not (directory / "config.json").is_file():
         raise ConfigError(
             f"{path!r} is no model: it has no config.json; allowed: a run directory, a Hugging Face model directory or "
             "a Hub id. A checkpoint is exported by ending its run: `mrpo-ds train CONFIG --resume auto`."
         )
-    return _allowed(name or (directory.resolve() if directory.is_dir() else directory).name, text), path
-
-
-def _allowed(name: str, text: str) -> str:
-    plain = bool(name) and all(char.isalnum() or char in "-_." for char in name) and name.isascii()
-    mend = f"Give the model a name: --models name={text.rpartition('=')[2]}."
-    require(plain, "the name of a model", name, "letters, digits, '-', '_' and '.'", mend)
-    return name
+    return name, path

@@ -55,6 +55,12 @@ class EvaluateConfig:
     """A suite of eval/suites, or a YAML like those, to score the trained model on at the end; null: none."""
     suite_limit: int | None = None
     """At most so many documents of each task, >= 1, for trials; null: all."""
+    suite_batch_size: int = 16
+    """Requests a forward, >= 1; the same for all models of a table."""
+    suite_dtype: str = "checkpoint"
+    """Of the weights: checkpoint, as they were saved | bf16 | fp32."""
+    suite_chat_template: bool | None = None
+    """Whether prompts are turns of a chat; null: what the suite says."""
     offline: str | None = None
     """A mirror of the suite's data (mrpo-ds eval-prefetch), for machines without a network; null: the Hub."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
@@ -64,6 +70,8 @@ class EvaluateConfig:
         require(self.every_steps >= 0, "evaluate.every_steps", self.every_steps, ">= 0 steps")
         limit = self.suite_limit
         require(limit is None or limit >= 1, "evaluate.suite_limit", limit, ">= 1 document, or null")
+        require(self.suite_batch_size >= 1, "evaluate.suite_batch_size", self.suite_batch_size, ">= 1 request")
+        require_choice("evaluate.suite_dtype", self.suite_dtype, ("checkpoint", "bf16", "fp32"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 transformers fills what a checkpoint lacks with random numbers and says so in a report; such a model still gets a score.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from mrpo_ds.config.schema import ModelConfig
 from mrpo_ds.errors import ConfigError, require
+from mrpo_ds.model_names import check_name, own_name, split_named
 
 SHOWN_KEYS = 3
 RAW_CHECKPOINT = ("latest", "zero_to_fp32.py", "global_step*", "*_optim_states.pt", "mp_rank_*_model_states.pt")
@@ -28,28 +28,22 @@ class Candidate:
     """A local directory that transformers loads, or a Hub id."""
 
 
-def find_candidates(models: Sequence[str]) -> list[Candidate]:
-    """Models given as PATH or NAME=PATH, each with a name of its own. Raises ConfigError for what is no model."""
+def find_candidates(models: Sequence[str | tuple[str, str]]) -> list[Candidate]:
+    """The models of a command, each with a name of its own. Raises ConfigError for what is no model.
+
+    Args:
+        models: PATH or NAME=PATH, as a user writes them, or pairs of a name and a path.
+    """
     found = []
     for model in models:
-        name, separator, path = model.partition("=")
-        if not separator or Path(model).exists():
-            name, path = "", model
-        path = _model_path(path)
-        found.append(Candidate(name or _name_of(path), path))
-    for candidate in found:
-        usable = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", candidate.name) is not None
-        require(usable, "the name of a model", candidate.name, "letters, digits, '-', '_' and '.'", "Use NAME=PATH.")
+        name, given = split_named(model) if isinstance(model, str) else model
+        path = _model_path(given)
+        found.append(Candidate(name or own_name(path), path))
+        check_name(found[-1].name, given, "NAME=PATH")
     twice = next((name for name, count in Counter(one.name for one in found).items() if count > 1), None)
     paths = [one.path for one in found if one.name == twice]
     require(twice is None, "the name of a model", twice, "every name once", f"Give NAME=PATH to {', '.join(paths)}.")
     return found
-
-
-def _name_of(path: str) -> str:
-    """The last part of a path; of a run's model/ the run's."""
-    parts = Path(path).resolve().parts if Path(path).is_dir() else Path(path).parts
-    return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
 
 
 def _model_path(path: str) -> str:

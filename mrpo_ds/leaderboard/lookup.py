@@ -8,7 +8,7 @@ from pathlib import Path
 from mrpo_ds.data.cache import cache_folder
 from mrpo_ds.leaderboard.mirror import DataSet, Mirror, cannot_write, merged
 from mrpo_ds.leaderboard.pool import Worker
-from mrpo_ds.leaderboard.suites import Suite, find_suite, load_suite
+from mrpo_ds.leaderboard.suites import Suite, find_suite
 from mrpo_ds.leaderboard.tasks import Resolved, as_record, files_digest, from_record, write_overrides
 from mrpo_ds.manifest import attempt, write_atomic
 
@@ -56,24 +56,6 @@ def count_documents(resolved: dict[str, Resolved], overrides: Path, worker: Work
         answer = worker.demand({"kind": "load", "resolved": as_record(one), "overrides": str(overrides)})
         documents |= answer["documents"]
     return documents
-
-
-def check_evaluation(name: str, offline: str | None) -> None:
-    """Whether a suite could be run after a training: its file, its tasks, its mirror. Raises ConfigError, DataError."""
-    import tempfile
-
-    from mrpo_ds.leaderboard.mirror import open_mirror
-
-    suite = load_suite(name)
-    mirror = None if offline is None else open_mirror(offline)
-    with tempfile.TemporaryDirectory(prefix="mrpo-ds-eval-") as scratch:
-        worker = Worker("cpu", Path(scratch) / "worker.log", offline=mirror is not None)
-        try:
-            resolved = look_up(name, suite, worker)
-        finally:
-            worker.close()
-        if mirror is not None:
-            use_mirror(mirror, resolved, Path(scratch) / "tasks")
 
 
 def _remember(file: Path, resolved: list[Resolved]) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,35 +21,27 @@ END_SECONDS = 10.0
 class Worker:
     """One worker process; started with its first job, and again after one that it did not survive."""
 
-    def __init__(self, device: str, log: Path, offline: bool, lock: int | None = None) -> None:
-        """lock: a descriptor that the process shall hold open for as long as it lives."""
+    def __init__(self, device: str, log: Path, offline: bool, locks: tuple[int, ...] = ()) -> None:
+        """locks: descriptors that the process shall hold open for as long as it lives."""
         self.device = device
         self.model: str | None = None
         """The path of the model that it has loaded."""
         self._log = log
         self._offline = offline
-        self._lock = lock
+        self._locks = locks
         self._process: subprocess.Popen[str] | None = None
         self._ended = False
 
     def ask(self, job: dict[str, Any], on_progress: Callable[[float], None] = lambda part: None) -> Answer:
-        """Have a job done. The answer's "kind" is done, refused (the user's mistake) or failed."""
-        process = self._started()
-        assert process.stdin is not None and process.stdout is not None
+        """Have a job done. The answer's "kind" is done, refused (the user's mistake) or failed; nothing is raised."""
         try:
-            print(json.dumps(job), file=process.stdin, flush=True)
-            for line in process.stdout:
-                answer: Answer = json.loads(line)
-                if answer["kind"] != "progress":
-                    break
-                on_progress(answer["part"])
-            else:
-                answer = self._lost(process)
-        except OSError:
-            answer = self._lost(process)
+            answer = self._answer(job, on_progress)
+        except Exception as error:  # no process, no log, a line that is no answer: the other cells go on
+            message = f"the worker on {self.device} could not do it: {type(error).__name__}: {error}"
+            answer = {"kind": "failed", "message": message, "trace": traceback.format_exc()}
         if answer["kind"] == "done":
             self.model = job.get("head", {}).get("model_path", self.model)
-        elif job["kind"] == "evaluate" or process.poll() is not None:
+        elif job["kind"] == "evaluate" or self._process is None or self._process.poll() is not None:
             self.close()  # whatever is left in its memory, the next cell starts in a new one
         return answer
 
@@ -79,6 +72,21 @@ class Worker:
         if self._process is not None:
             self._process.kill()
 
+    def _answer(self, job: dict[str, Any], on_progress: Callable[[float], None]) -> Answer:
+        """The process's answer, or that it has died. Raises OSError when there cannot be one."""
+        process = self._started()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            print(json.dumps(job), file=process.stdin, flush=True)
+            for line in process.stdout:
+                answer: Answer = json.loads(line)
+                if answer["kind"] != "progress":
+                    return answer
+                on_progress(answer["part"])
+        except OSError:
+            pass  # the pipe of a process that is gone
+        return self._lost(process)
+
     def _started(self) -> "subprocess.Popen[str]":
         if self._process is None:
             device = "cpu" if self.device == "cpu" else "cuda"
@@ -92,7 +100,7 @@ class Worker:
                     stderr=log,
                     text=True,
                     start_new_session=True,  # Ctrl-C is for the sweep, which ends its workers
-                    pass_fds=() if self._lock is None else (self._lock,),
+                    pass_fds=self._locks,
                 )
             if self._ended:
                 self._process.kill()

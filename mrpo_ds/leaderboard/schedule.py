@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby, product
 from types import FrameType
 from typing import Any
 
@@ -35,6 +36,32 @@ class Unit:
     def names(self) -> list[str]:
         """The cells, for messages."""
         return [f"{self.model.name}/{column.title}" for column in self.columns]
+
+
+def share_out(units: list[Unit], parts: int) -> list[list[Unit]]:
+    """The units of each shard: everyone who asks computes the same shares, as even as the longest units allow.
+
+    The longest first, each to the shard with the least cost; of units that cost alike, and so may change places, a
+    shard takes those of models that it has.
+    """
+    shares: list[list[Unit]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for cost, alike in groupby(sorted(units, key=lambda unit: -unit.cost), key=lambda unit: unit.cost):
+        waiting = list(alike)
+        places = []
+        for _ in waiting:
+            places.append(loads.index(min(loads)))
+            loads[places[-1]] += cost
+        while waiting:
+            unit, place = max(product(waiting, places), key=lambda pair: _cost_of(pair[0].model, shares[pair[1]]))
+            shares[place].append(unit)
+            waiting.remove(unit)
+            places.remove(place)
+    return shares
+
+
+def _cost_of(model: Candidate, units: list[Unit]) -> int:
+    return sum(unit.cost for unit in units if unit.model == model)
 
 
 class Schedule:

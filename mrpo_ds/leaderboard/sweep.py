@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,55 +10,27 @@ from typing import Any
 
 from mrpo_ds.config.schema import ModelConfig
 from mrpo_ds.console import log
-from mrpo_ds.errors import ConfigError, read_shard, require, require_choice
+from mrpo_ds.errors import ConfigError
 from mrpo_ds.leaderboard.candidates import Candidate, check_candidate, find_candidates
 from mrpo_ds.leaderboard.cells import Cells, differences, view
 from mrpo_ds.leaderboard.cost import expected_cost
 from mrpo_ds.leaderboard.environment import OFFLINE, visible_devices
 from mrpo_ds.leaderboard.lookup import VERSIONED, data_of, look_up, use_mirror
 from mrpo_ds.leaderboard.mirror import Mirror, open_mirror
+from mrpo_ds.leaderboard.options import Options
 from mrpo_ds.leaderboard.pool import Worker
-from mrpo_ds.leaderboard.schedule import Schedule, Unit
+from mrpo_ds.leaderboard.schedule import Schedule, Unit, share_out
 from mrpo_ds.leaderboard.scores import ScoreError
 from mrpo_ds.leaderboard.suites import Call, Suite, load_suite
-from mrpo_ds.leaderboard.table import as_markdown, collect, write_results
+from mrpo_ds.leaderboard.table import Results, as_markdown, collect, write_results
 from mrpo_ds.leaderboard.tasks import SEEDS, Resolved, as_record, files_digest
-from mrpo_ds.locks import locked
+from mrpo_ds.locks import locked, locked_part
 from mrpo_ds.manifest import write_atomic
 
+TABLE_SECONDS = 300.0
+"""How long to wait for other shards to write the table."""
 LOCK_SECONDS = 20.0
 """How long to wait for the workers of a sweep that was killed to notice it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command line says."""
-
-    models: Sequence[str]
-    """PATH or NAME=PATH each."""
-    suite: str
-    out: str | None = None
-    offline: str | None = None
-    limit: int | None = None
-    batch_size: int = 16
-    devices: str | None = None
-    dtype: str = "checkpoint"
-    chat_template: bool | None = None
-    """None: what the suite says."""
-    shard: str | None = None
-    """I/N: only every N-th cell, from the I-th on."""
-    redo: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.limit is None or self.limit >= 1, "--limit", self.limit, ">= 1 document")
-        require(self.batch_size >= 1, "--batch-size", self.batch_size, ">= 1 request")
-        require_choice("--dtype", self.dtype, ("checkpoint", "bf16", "fp32"))
-        _ = self.part  # a wrong shard is refused now
-
-    @property
-    def part(self) -> tuple[int, int]:
-        """(I, N) of shard; all is one part. Raises ConfigError for a shard that is none."""
-        return (0, 1) if self.shard is None else read_shard(self.shard)
 
 
 @dataclass(frozen=True)
@@ -87,7 +58,7 @@ class Sweep:
 
 
 def run_sweep(options: Options) -> int:
-    """The eval command. Returns 0 when every cell is there, 1 when some failed.
+    """The eval command. Returns 0 when every cell (of the shard) is there, 1 when one is missing.
 
     Raises ConfigError or DataError for the user's mistakes, Stopped when it is told to stop.
     """
@@ -100,14 +71,14 @@ def run_sweep(options: Options) -> int:
         check_candidate(candidate)
     out = Path(options.out or Path("runs") / "eval" / Path(options.suite).stem)
     sweep = Sweep(options, suite, candidates, out, visible_devices(options.devices), mirror)
-    lock_name = ".lock" if options.shard is None else f".lock-{options.shard.replace('/', '-of-')}"
-    # Workers hold the lock too, so none outlives the sweep unseen.
+    prefix = "" if options.shard is None else f"shard-{options.shard.replace('/', '-of-')}-"
+    # Workers hold the locks too, so none outlives the sweep unseen.
     with (
-        locked(out, "sweep", lock_name, LOCK_SECONDS) as lock,
+        locked_part(out, "sweep", options.part, LOCK_SECONDS) as locks,
         tempfile.TemporaryDirectory(prefix="mrpo-ds-eval-") as scratch,
     ):
         workers = [
-            Worker(device, out / "logs" / f"worker-{number}.log", mirror is not None, lock)
+            Worker(device, out / "logs" / f"{prefix}worker-{number}.log", mirror is not None, locks)
             for number, device in enumerate(sweep.devices)
         ]
         try:
@@ -126,31 +97,51 @@ def _run(sweep: Sweep, workers: list[Worker], scratch: Path) -> int:
         use_mirror(sweep.mirror, resolved, overrides)
     units = _units(sweep, resolved, overrides)
     part, parts = options.part
-    todo = [unit for unit in _not_done(sweep, units) if unit in units[part::parts]]
-    ours = sum(len(unit.columns) for unit in units[part::parts])
-    there = ours - sum(len(unit.columns) for unit in todo)
+    ours = share_out(units, parts)[part]
+    todo = _not_done(sweep, ours)
+    count = sum(len(unit.columns) for unit in ours)
+    there = count - sum(len(unit.columns) for unit in todo)
     log(
-        f"{options.suite}: {len(sweep.candidates)} models, {ours} cells, {there} of them there already, on "
+        f"{options.suite}: {len(sweep.candidates)} models, {count} cells, {there} of them there already, on "
         f"{', '.join(sweep.devices)}; logs in {sweep.out / 'logs'}"
     )
     failed = Schedule(todo, sweep.cells).run(workers)
-    results = collect(options.suite, sweep.suite, sweep.candidates, sweep.cells, sweep.notes, options.limit)
-    if parts > 1 and results["missing"] and not failed:
-        log(f"shard {options.shard} is done; the table comes with the last one, or by the command without --shard")
-        return 0
-    try:
-        write_results(results, sweep.out)
-        write_atomic(sweep.out / "suite.json", (json.dumps(asdict(sweep.suite), indent=1) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(
-            f"--out {str(sweep.out)!r} cannot be written: {error.strerror}; the cells are kept."
-        ) from error
+    return _report(sweep, ours, _write_table(sweep, units), failed)
+
+
+def _write_table(sweep: Sweep, units: list[Unit]) -> Results:
+    """The table of all cells that are there by now, of other shards too, on the disk and returned."""
+    options, out = sweep.options, sweep.out
+    wanted = {
+        (unit.model.name, column.title): unit.job["head"]["settings"] for unit in units for column in unit.columns
+    }
+    # Collected under the lock too: of two shards that end at once, the second one's table has the first one's cells.
+    with locked(out, "sweep that writes its table", ".lock-table", TABLE_SECONDS):
+        results = collect(options.suite, sweep.suite, sweep.candidates, sweep.cells, wanted, sweep.notes, options.limit)
+        try:
+            write_results(results, out)
+            write_atomic(out / "suite.json", (json.dumps(asdict(sweep.suite), indent=1) + "\n").encode())
+        except OSError as error:
+            raise ConfigError(f"--out {str(out)!r} cannot be written: {error.strerror}; the cells are kept.") from error
+    return results
+
+
+def _report(sweep: Sweep, ours: list[Unit], results: Results, failed: dict[str, str]) -> int:
+    """Show the table and say what is missing. Returns 1 when a cell of ours is, 0 otherwise."""
     print(as_markdown(results), flush=True)
-    for name, message in failed.items():
-        log(f"failed: {name}: {message}")
-    if failed:
-        log(f"{len(failed)} of {ours} cells failed ({sweep.out / 'failures'}); the same command tries them again")
-    return 1 if failed else 0
+    names = [name for unit in ours for name in unit.names]
+    missing = [name for name in results["missing"] if name in names]
+    for name in missing:
+        log(f"failed: {name}: {failed.get(name, 'its worker gave no answer')}")
+    if missing:
+        notes = sweep.out / "failures"
+        log(f"{len(missing)} of {len(names)} cells failed ({notes}); the same command tries them again")
+    elif results["missing"]:
+        log(
+            f"shard {sweep.options.shard} is done; {len(results['missing'])} cells of others are missing so far. Each "
+            "shard writes the table when it ends, and so does the command without --shard"
+        )
+    return 1 if missing else 0
 
 
 def _units(sweep: Sweep, resolved: dict[str, Resolved], overrides: Path | None) -> list[Unit]:

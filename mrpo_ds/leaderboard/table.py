@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_ds.leaderboard.candidates import Candidate
-from mrpo_ds.leaderboard.cells import Cell, Cells
+from mrpo_ds.leaderboard.cells import Cell, Cells, differences
 from mrpo_ds.leaderboard.scores import Score, average, normalized
 from mrpo_ds.leaderboard.suites import Suite, SuiteTask
 from mrpo_ds.manifest import write_atomic
@@ -20,26 +20,37 @@ Results = dict[str, Any]
 
 
 def collect(
-    name: str, suite: Suite, candidates: list[Candidate], cells: Cells, notes: list[str], limit: int | None
+    name: str,
+    suite: Suite,
+    candidates: list[Candidate],
+    cells: Cells,
+    wanted: dict[tuple[str, str], dict[str, Any]],
+    notes: list[str],
+    limit: int | None,
 ) -> Results:
-    """results.json of the cells that are there.
+    """results.json of the cells that are there. One of other settings is missing, and named.
 
     Args:
         name: of the suite.
         suite: its columns.
         candidates: the rows.
         cells: where the cells are.
+        wanted: (model, column) -> the settings that its cell must have.
         notes: what must be said beside the figures.
         limit: documents of each task, or None for all.
     """
     rows, missing, versions = [], [], {}
+    otherwise: dict[str, list[str]] = {}
     for candidate in candidates:
         scores: dict[str, Any] = {}
         counted: dict[str, Score] = {}
         for task in suite.tasks:
+            place = f"{candidate.name}/{task.title}"
             cell = cells.read(candidate.name, task.title)
+            if cell is not None and (changed := differences(cell, wanted[candidate.name, task.title])):
+                cell, otherwise[place] = None, changed
             if cell is None:
-                missing.append(f"{candidate.name}/{task.title}")
+                missing.append(place)
                 continue
             versions = cell["versions"]
             counted[task.title] = normalized(task, cell["computed"])
@@ -60,6 +71,7 @@ def collect(
         "tasks": [{**asdict(task), "title": task.title} for task in suite.tasks],
         "models": rows,
         "missing": missing,
+        "otherwise": otherwise,
         "notes": notes,
         "versions": versions,
     }
@@ -104,6 +116,9 @@ def as_markdown(results: Results) -> str:
         lines.append(f"Prompts longer than the model takes, cut on the left: {', '.join(cut)}.")
     if results["missing"]:
         lines.append(f"Missing: {', '.join(results['missing'])}.")
+    if results["otherwise"]:
+        shown = [f"{name} ({'; '.join(changed[:3])})" for name, changed in results["otherwise"].items()]
+        lines.append(f"Computed with other settings, and not counted: {', '.join(shown)}.")
     return "\n".join(lines) + "\n"
 
 

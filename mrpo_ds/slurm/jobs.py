@@ -6,15 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mrpo_ds.config.load import load_config
-from mrpo_ds.config.schema import Config
+from mrpo_ds.config.schema import Config, ModelConfig
 from mrpo_ds.console import log
 from mrpo_ds.distributed.topology import build_topology
 from mrpo_ds.errors import ConfigError, require
+from mrpo_ds.leaderboard.candidates import find_candidates
+from mrpo_ds.leaderboard.mirror import open_mirror
+from mrpo_ds.leaderboard.options import Options
+from mrpo_ds.leaderboard.suites import load_suite
 from mrpo_ds.slurm.script import Value
 from mrpo_ds.slurm.site import Site, seconds_of
 
 KINDS = ("train", "score", "eval", "compare")
 COMPARE_TIME = "00:30:00"
+EVAL_OPTIONS = ("offline", "limit", "batch_size", "devices", "dtype", "chat_template", "redo")
+"""Of `mrpo-ds eval`, which gets them as they are."""
+ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    "nodes": ("train", "score"),
+    "tasks_per_node": ("train", "score"),
+    "gpus_per_node": ("train", "score", "eval"),
+    "sweep": ("train",),
+    "shards": ("score", "eval"),
+    **dict.fromkeys(("suite", *EVAL_OPTIONS), ("eval",)),
+}
+"""Option -> the kinds of jobs that heed it. Given for another kind, it is refused."""
 LONGEST_NAME = 80
 """Characters of a sweep's run directory."""
 
@@ -40,6 +55,12 @@ class Request:
     """eval: folder with what the suite needs, for nodes without internet."""
     limit: int | None = None
     """eval: questions per task."""
+    batch_size: int | None = None
+    devices: str | None = None
+    dtype: str | None = None
+    chat_template: bool | None = None
+    redo: bool = False
+    """eval, as the four above: see leaderboard.options."""
     out: str | None = None
 
     def __post_init__(self) -> None:
@@ -47,11 +68,12 @@ class Request:
             value = getattr(self, key)
             require(value is None or value >= 1, _flag(key), value, ">= 1")
         require(self.gpus_per_node is None or self.gpus_per_node >= 0, "--gpus-per-node", self.gpus_per_node, ">= 0")
-        for key, kind in (("sweep", "train"), ("suite", "eval"), ("offline", "eval"), ("limit", "eval")):
+        for key, kinds in ONLY_FOR.items():
             value = getattr(self, key)
-            require(value is None or self.kind == kind, _flag(key), value, f"with --kind {kind} alone")
-        shared = self.shards is None or self.kind in ("score", "eval")
-        require(shared, "--shards", self.shards, "with --kind score or eval alone")
+            unused = value == getattr(Request, key)
+            require(unused or self.kind in kinds, _flag(key), value, f"with --kind {' or '.join(kinds)} alone")
+        used = self.out is None or self.kind in ("eval", "compare") or self.sweep is not None
+        require(used, "--out", self.out, "with --kind eval or compare, or with --sweep, alone")
 
 
 @dataclass(frozen=True)
@@ -128,23 +150,35 @@ def _score(request: Request, site: Site) -> Job:
 
 
 def _eval(request: Request, site: Site) -> Job:
+    models = list(request.words)
+    given = {name: value for name in EVAL_OPTIONS if (value := getattr(request, name)) is not None}
+    asked = Options(models=models, suite=request.suite or "", **given)
+    _check_evaluation(asked)
     gpus = request.gpus_per_node
     if gpus is None:
-        gpus = 0 if site.gpus_per_node == 0 else 1
-    suite, models = request.suite or "", list(request.words)
-    options = _options(request.name or f"eval-{Path(suite).stem}", 1, 1, gpus, site)
+        gpus = 0 if site.gpus_per_node == 0 or asked.devices == "cpu" else 1
+    options = _options(request.name or f"eval-{Path(asked.suite).stem}", 1, 1, gpus, site)
     shards = request.shards or len(models)
     options |= _array(request, shards, site)
-    given = [] if request.offline is None else ["--offline", request.offline]
-    given += [] if request.limit is None else ["--limit", str(request.limit)]
     variables: dict[str, Value] = {
         "models": models,
-        "suite": suite,
-        "out": request.out or f"runs/eval/{Path(suite).stem}",
-        "options": given,
+        "suite": asked.suite,
+        "out": request.out or f"runs/eval/{Path(asked.suite).stem}",
+        "options": [*asked.words, *([] if asked.devices is None else ["--devices", asked.devices])],
         "shards": shards,
     }
     return Job("eval", options, variables)
+
+
+def _check_evaluation(asked: Options) -> None:
+    """Refuse here what every task of the array would refuse. Raises ConfigError."""
+    from mrpo_ds.models import check_path  # torch comes with it
+
+    load_suite(asked.suite)
+    for candidate in find_candidates(asked.models):
+        check_path(ModelConfig(path=candidate.path))
+    if asked.offline is not None:
+        open_mirror(asked.offline)
 
 
 def _array(request: Request, shards: int, site: Site) -> dict[str, str]:

@@ -356,11 +356,12 @@ def test_the_tasks_of_an_array_share_an_evaluation(cluster: Cluster) -> None:
     script.write_text('#!/bin/sh\necho "asked for: $*"\n')
     script.chmod(0o755)
     models = ("one/model", "other/model")
-    asked = (*models, "--kind", "eval", "--suite", "quick", "--out", "results", "--limit", "3", "--shards", "3")
+    more = ("--out", "results", "--limit", "3", "--batch-size", "4", "--redo", "--shards", "3")
+    asked = (*models, "--kind", "eval", "--suite", "smoke", *more)
     (job,) = cluster.launch(*asked, site=cluster.site("asked", python=str(script)))
     assert cluster.over(job) == ["COMPLETED"] * 3, cluster.output(job)
     said = re.findall(r"asked for: (.*)", cluster.output(job))
-    words = f"-m mrpo_ds eval {' '.join(models)} --suite quick --out results --limit 3 --shard"
+    words = f"-m mrpo_ds eval {' '.join(models)} --suite smoke --out results --limit 3 --batch-size 4 --redo --shard"
     assert said == [f"{words} {number}/3" for number in range(3)]
 
 

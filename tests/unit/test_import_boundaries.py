@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "manifest": "",
     "signals": "",
     "locks": "errors",
+    "model_names": "errors",
     "wandb_files": "",
     "registry": "errors",
     "ops": "errors types registry",
@@ -63,7 +64,8 @@ MAY_IMPORT = {
     "report.style": "",
     "report": "errors config.schema data console material report.markup report.style",
     # the command line and its workers, which are processes of their own
-    "leaderboard": "errors memory accelerator manifest signals locks config config.schema data console models",
+    "leaderboard": "errors memory accelerator manifest signals locks model_names config config.schema data console "
+    "models",
     "samples": "errors types memory config.schema data distributed console models engine material",
     "check": "errors config config.schema data distributed.topology reference material models stores "
     "checkpoint console report report.markup leaderboard",
@@ -82,13 +84,13 @@ MAY_IMPORT = {
     "run": "errors logs accelerator config.schema distributed console checkpoint material check roles session "
     "reference leaderboard",
     "demo": "errors accelerator console",
-    "slurm": "errors manifest config config.schema distributed.topology console",
+    "slurm": "errors manifest config config.schema distributed.topology console models leaderboard",
     "topology_picture": "errors config.schema distributed.placement distributed.topology manifest plots",
     "comparison.statistics": "",
     "judged": "errors types memory accelerator manifest signals locks config config.schema data models console "
     "leaderboard comparison.statistics",
-    "comparison": "errors types losses config config.schema data distributed.topology manifest console tracking plots "
-    "reference models metrics material run comparison.statistics",
+    "comparison": "errors types losses config config.schema data distributed.topology manifest model_names console "
+    "tracking plots reference models metrics material run comparison.statistics",
     "cli": "errors logs accelerator config console reference stores check dashboard dashboard.workspace plan run slurm "
     "topology_picture leaderboard comparison comparison.statistics judged",
     "__main__": "cli",

@@ -58,6 +58,14 @@ def test_without_models_the_runs_own_is_measured(tmp_path: Path) -> None:
     assert [one.name for one in subjects_of(replace(CONFIG, output_dir=str(run)), None)] == ["base", "two", "run"]
 
 
+def test_a_run_of_a_sweep_has_a_name_made_of_its_directory(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "2-seed=0,learning_rate=1e-6")
+    model_at(run / "model")
+    for config, given in ((replace(CONFIG, output_dir=str(run)), None), (CONFIG, [str(run)])):
+        subject = subjects_of(config, given)[-1]
+        assert (subject.name, subject.config.path) == ("2-seed_0_learning_rate_1e-6", str(run / "model"))
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
@@ -67,8 +75,8 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         subjects_of(CONFIG, [str(run / "checkpoints" / "step-00000001")])
     with pytest.raises(ConfigError, match="the name of a model is 'base'; allowed: every name once. Give"):
         subjects_of(CONFIG, [f"base={model_at(tmp_path / 'x')}"])
-    with pytest.raises(ConfigError, match="the name of a model is 'a b'; allowed: letters"):
-        subjects_of(CONFIG, [model_at(tmp_path / "a b")])
+    with pytest.raises(ConfigError, match="the name of a model is 'a b'; allowed: letters.*: --models name=path"):
+        subjects_of(CONFIG, [f"a b={model_at(tmp_path / 'y')}"])
 
 
 def test_sets_are_the_sources_of_data_eval_or_files() -> None:

@@ -124,7 +124,7 @@ def test_an_unknown_key_at_any_depth_is_named_in_full_with_the_nearest_one(load,
 
 
 def test_an_unknown_key_that_is_near_nothing_lists_what_there_is(load):
-    known = "every_steps, offline, samples, suite, suite_limit"
+    known = "every_steps, offline, samples, suite, suite_batch_size, suite_chat_template, suite_dtype, suite_limit"
     assert message_of(load, "evaluate.zzz=1") == f"evaluate.zzz: unknown key; allowed: {known}."
 
 
@@ -152,7 +152,7 @@ def test_an_unknown_key_that_is_near_nothing_lists_what_there_is(load):
             "tracking.wandb=off",
             "tracking.wandb is False; allowed: a mapping (mode, project, entity, group, name, log_model).",
         ),
-        ("evaluate=5", "evaluate is 5; allowed: a mapping (every_steps, suite, suite_limit, offline, samples)."),
+        ("evaluate=5", "evaluate is 5; allowed: a mapping (every_steps, suite, suite_limit, suite_batch_size, "),
         ("data=x", "data is 'x'; allowed: a mapping (train, eval, "),
         ("references=x", "references is 'x'; allowed: a list of mappings (name, path, "),
         ("references=null", "references is None; allowed: a list of mappings (name, path, "),

@@ -57,6 +57,8 @@ RANGES = [
     ("checkpoint.keep=0", "checkpoint.keep", "0", ">= 1"),
     ("evaluate.every_steps=-1", "evaluate.every_steps", "-1", ">= 0 steps"),
     ("evaluate.suite_limit=0", "evaluate.suite_limit", "0", ">= 1 document, or null"),
+    ("evaluate.suite_batch_size=0", "evaluate.suite_batch_size", "0", ">= 1 request"),
+    ("evaluate.suite_dtype=fp16", "evaluate.suite_dtype", "'fp16'", "checkpoint | bf16 | fp32"),
     ("evaluate.samples.held_out=-1", "evaluate.samples.held_out", "-1", ">= 0 prompts"),
     ("evaluate.samples.prompts=['Why?',' ']", "evaluate.samples.prompts[1]", "' '", "text that is not empty"),
     ("evaluate.samples.max_new_tokens=0", "evaluate.samples.max_new_tokens", "0", ">= 1 token"),
@@ -78,6 +80,7 @@ EDGES = [  # the last values that are still allowed
     "checkpoint.every_steps=0",
     "evaluate.every_steps=0",
     "evaluate.suite_limit=1",
+    "evaluate.suite_batch_size=1",
     "evaluate.samples.held_out=0",
     "evaluate.samples.max_new_tokens=1",
 ]

@@ -27,6 +27,19 @@ def test_a_path_names_itself_and_a_run_its_model(tmp_path, model):
     assert find_candidates([str(run / "model")])[0].name == "mrpo-1"
 
 
+def test_a_directory_of_a_sweep_of_runs_is_a_path_with_a_name_that_does(tmp_path, model):
+    run = tmp_path / "2-seed=0,learning_rate=1e-6"
+    shutil.copytree(model, run / "model")
+    for given in (str(run), str(run / "model"), f"2-seed_0_learning_rate_1e-6={run}"):
+        assert find_candidates([given]) == [Candidate("2-seed_0_learning_rate_1e-6", str(run / "model"))]
+    assert find_candidates([("mine", str(run))]) == [Candidate("mine", str(run / "model"))]
+
+
+def test_a_path_with_an_equals_sign_that_is_not_there():
+    with pytest.raises(ConfigError, match="There is no path 'runs/0-seed=0/model'"):
+        find_candidates(["runs/0-seed=0/model"])
+
+
 def test_two_of_one_name_need_names(model):
     with pytest.raises(ConfigError, match="the name of a model is 'tiny'; allowed: every name once. Give NAME=PATH to"):
         find_candidates([str(model), str(model)])

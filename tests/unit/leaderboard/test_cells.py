@@ -64,7 +64,9 @@ def test_what_a_kill_leaves_of_a_write_is_no_cell(tmp_path):
     cells = Cells(tmp_path)
     path = cells.path("base", "gsm8k")
     path.parent.mkdir(parents=True)
-    path.with_name("gsm8k.json.tmp").write_text('{"settings": {', encoding="utf-8")
+    part = path.with_name("gsm8k.json.node-1-77.tmp")
+    part.write_text('{"settings": {', encoding="utf-8")
+    os.utime(part, (0, 0))
     assert cells.read("base", "gsm8k") is None
     cells.write(view(make_cell(), STRICT), "base", "gsm8k")
     assert os.listdir(path.parent) == ["gsm8k.json"]
@@ -95,13 +97,15 @@ def test_other_settings_are_named():
     assert differences(cell, {"limit": 16, "data": "x"}) == ["data None then, 'x' now", "limit 2 then, 16 now"]
 
 
-def table(tmp_path, *models: str, notes: list[str]) -> dict:
+def table(tmp_path, *models: str, notes: list[str], wanted_limit: int = 2) -> dict:
     cells = Cells(tmp_path)
     for model in models:
         for column in (STRICT, FLEXIBLE):
             cells.write(view(make_cell(), column), model, column.title)
     suite = Suite(description="maths", tasks=[STRICT, FLEXIBLE])
-    return collect("mine", suite, [Candidate("base", "m"), Candidate("mrpo", "n")], cells, notes, 2)
+    candidates = [Candidate("base", "m"), Candidate("mrpo", "n")]
+    wanted = {(one.name, column.title): {"limit": wanted_limit} for one in candidates for column in suite.tasks}
+    return collect("mine", suite, candidates, cells, wanted, notes, wanted_limit)
 
 
 def test_the_table_in_its_three_forms(tmp_path):
@@ -126,3 +130,15 @@ def test_a_missing_cell_is_shown_and_makes_no_average(tmp_path):
     assert results["models"][1]["average"] is None
     assert "| mrpo | - | - | - |" in as_markdown(results)
     assert "Missing: mrpo/gsm8k, mrpo/flexible." in as_markdown(results)
+
+
+def test_a_cell_of_other_settings_is_missing_and_named(tmp_path):
+    """As --redo leaves it when the new one has failed, or another shard has not come to it yet."""
+    results = table(tmp_path, "base", notes=[], wanted_limit=16)
+    assert results["missing"] == ["base/gsm8k", "base/flexible", "mrpo/gsm8k", "mrpo/flexible"]
+    assert [row["scores"] for row in results["models"]] == [{}, {}]
+    assert [row["average"] for row in results["models"]] == [None, None]
+    text = as_markdown(results)
+    assert "Missing: base/gsm8k, base/flexible, mrpo/gsm8k, mrpo/flexible." in text
+    told = "base/gsm8k (limit 2 then, 16 now), base/flexible (limit 2 then, 16 now)"
+    assert f"Computed with other settings, and not counted: {told}." in text

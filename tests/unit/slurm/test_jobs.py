@@ -66,6 +66,14 @@ def test_it_says_that_tasks_and_ranks_agree(capsys: pytest.CaptureFixture[str]) 
         ({"shards": 2}, "--shards is 2; allowed: with --kind score or eval alone."),
         ({"kind": "score", "sweep": "x"}, "--sweep is 'x'; allowed: with --kind train alone."),
         ({"kind": "eval"}, "--suite is None; allowed: the name of a suite"),
+        ({"kind": "eval", "suite": "quick"}, "--suite is 'quick'; allowed: "),
+        ({"kind": "eval", "nodes": 2}, "--nodes is 2; allowed: with --kind train or score alone."),
+        ({"kind": "eval", "tasks_per_node": 8}, "--tasks-per-node is 8; allowed: with --kind train or score alone."),
+        ({"kind": "compare", "gpus_per_node": 8}, "--gpus-per-node is 8; allowed: with --kind train or score or eval"),
+        ({"kind": "score", "out": "x"}, "--out is 'x'; allowed: with --kind eval or compare, or with --sweep, alone."),
+        ({"dtype": "bf16"}, "--dtype is 'bf16'; allowed: with --kind eval alone."),
+        ({"chat_template": False}, "--chat-template is False; allowed: with --kind eval alone."),
+        ({"redo": True}, "--redo is True; allowed: with --kind eval alone."),
         ({"sweep": "none.txt"}, "the sweep file 'none.txt' cannot be read: No such file or directory."),
     ],
 )
@@ -83,8 +91,9 @@ def test_roles_share_gpus_only_when_the_configuration_says_so() -> None:
 
 
 def test_no_gpus_at_all() -> None:
-    for kind, more in (("train", {}), ("score", {}), ("eval", {"suite": "s"})):
-        (job,) = jobs(kind=kind, site=replace(SITE, gpus_per_node=0), **more)
+    for kind, more in (("train", {}), ("score", {}), ("eval", {"suite": "smoke"})):
+        words = ("Org/Model",) if kind == "eval" else ()
+        (job,) = jobs(*words, kind=kind, site=replace(SITE, gpus_per_node=0), **more)
         assert "gpus-per-node" not in job.options
 
 
@@ -138,23 +147,58 @@ def test_a_shard_of_one_task_does_not_start_the_ranks_of_the_topology() -> None:
     assert job.variables["overrides"] == ["topology.placement=stored", "topology.policy=1"]
 
 
-def test_evaluations_of_two_models() -> None:
-    (job,) = jobs("runs/a/model", "Org/Model", kind="eval", suite="quick")
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A run of a sweep that has its model, as far as a login node looks."""
+    directory = tmp_path / "0-seed=0" / "model"
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    return str(directory.parent)
+
+
+def test_evaluations_of_two_models(model: str) -> None:
+    (job,) = jobs(model, "Org/Model", kind="eval", suite="smoke")
     assert job.options["array"] == "0-1" and job.options["gpus-per-node"] == 1
     assert job.variables == {
-        "models": ["runs/a/model", "Org/Model"],
-        "suite": "quick",
-        "out": "runs/eval/quick",
+        "models": [model, "Org/Model"],
+        "suite": "smoke",
+        "out": "runs/eval/smoke",
         "options": [],
         "shards": 2,
     }
 
 
-def test_an_evaluation_without_internet() -> None:
-    (job,) = jobs("runs/a/model", kind="eval", suite="quick", offline="data/eval", limit=10)
-    assert job.variables["options"] == ["--offline", "data/eval", "--limit", "10"]
-    with pytest.raises(ConfigError, match="--limit is 3; allowed: with --kind eval alone."):
-        jobs(limit=3)
+def test_an_evaluation_gets_the_options_of_eval(model: str, tmp_path: Path) -> None:
+    (tmp_path / "mirror.json").write_text('{"format": 1, "data_sets": {}, "files": {}}')
+    more = {"limit": 10, "batch_size": 4, "devices": "cpu", "dtype": "fp32", "chat_template": True, "redo": True}
+    (job,) = jobs(model, kind="eval", suite="smoke", offline=str(tmp_path), **more)
+    words = f"--offline {tmp_path} --limit 10 --batch-size 4 --dtype fp32 --chat-template --redo --devices cpu"
+    assert job.variables["options"] == words.split()
+    assert "gpus-per-node" not in job.options, "a CPU is all that it asks for"
+
+
+@pytest.mark.parametrize(
+    ("word", "more", "says"),
+    [
+        ("runs/nothing/model", {}, "model path 'runs/nothing/model' does not exist"),
+        ("a b=Org/Model", {}, "the name of a model is 'a b'; allowed: letters"),
+        ("Org/Model", {"offline": "nowhere"}, "there is no mirror in 'nowhere'"),
+        ("Org/Model", {"dtype": "fp16"}, "--dtype is 'fp16'; allowed: checkpoint | bf16 | fp32."),
+        ("Org/Model", {"limit": 0}, "--limit is 0; allowed: >= 1 document"),
+    ],
+)
+def test_an_evaluation_that_would_fail_on_every_node_is_refused(word: str, more: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        jobs(word, kind="eval", **{"suite": "smoke", **more})
+    assert says in str(caught.value)
+
+
+def test_the_command_line_has_the_options_of_eval(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["launch", "slurm", "Org/Model", "--kind", "eval", "--suite", "smoke", "--dtype", "bf16", "--redo"]
+    more = ["--batch-size", "8", "--devices", "0,1", "--no-chat-template"]
+    assert main([*words, *more, "--site", str(ROOT / "launch/site.yaml"), "--dry-run"]) == 0
+    told = "options=(--batch-size 8 --dtype bf16 --no-chat-template --redo --devices 0,1)"
+    assert told in capsys.readouterr().out
 
 
 def test_where_there_is_no_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
