@@ -1,4 +1,4 @@
-"""Version 2 of the leaderboard from end to end: rows written here, of the data sets' own columns, from a Hub to the table.
+"""Version 2 of the leaderboard from a Hub to the table, on rows written here in the data sets' own columns.
 
 It needs the packages of lm_eval[math,ifeval], which `make test-leaderboard` puts beside the others.
 """
@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from tests.hub_server import Repository, hub
-from tests.support import ROOT, make_model, need
 from tests.leaderboard_support import World, environment, run
+from tests.support import ROOT, make_model, need
 
 EXTRAS = ROOT / ".cache/leaderboard-v2"
 SHOTLESS = ("leaderboard_gpqa", "leaderboard_ifeval", "leaderboard_musr")
@@ -80,6 +80,7 @@ def mmlu_pro_rows(split: str) -> list[dict[str, Any]]:
 def bbh_rows() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Of each task the examples that its YAML has: they are laid out as the data are."""
     from importlib.metadata import distribution
+
     from lm_eval.tasks._yaml_loader import load_yaml
 
     folder = Path(str(distribution("lm_eval").locate_file("lm_eval"))) / "tasks/leaderboard/bbh_mc"
@@ -172,9 +173,10 @@ def test_scores_and_shuffled_answers_are_those_of_plain_lm_eval(
     """GPQA's choices are shuffled while its data load, by the seed of the process."""
     overrides, out = world.root / "overrides", world.root / "plain"
     write_overrides(world, overrides)
+    arguments = f"pretrained={world.models['tiny']},softmax_dtype=float32"
     done = run(
         world.root / "other",
-        *["lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={world.models['tiny']},softmax_dtype=float32"],
+        *["lm_eval", "run", "--model", "hf", "--model_args", arguments],
         *["--device", "cpu", "--batch_size", "16", "--limit", "12", "--include_path", str(overrides)],
         *["--tasks", ",".join(SHOTLESS), "--output_path", str(out), "--log_samples"],
         **extras,
