@@ -12,10 +12,10 @@ from mrpo_ds.comparison.scores import (
     OF_PREFERENCES,
     Score,
     check_comparable,
-    mean_documents,
+    estimated,
     paired,
 )
-from mrpo_ds.comparison.statistics import Spread, cohens_d, estimate_of, ranks_of, spread_of
+from mrpo_ds.comparison.statistics import Spread, cohens_d, ranks_of, spread_of
 from mrpo_ds.comparison.tables import Cell, Column, Number, Table
 
 BASE = "base"
@@ -36,6 +36,10 @@ class Entry:
     scores: dict[str, list[Score]]
     averages: dict[str, list[Average]]
     """By key, one per seed."""
+
+    def of(self, task: str) -> list[Score]:
+        """Its scores of a task; none where it lacks it."""
+        return self.scores.get(task, [])
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def field_of(methods: Sequence[Method], baseline: Method, kind: str) -> Field | 
             entries.append(Entry(method.label, method.seeds, scores, averages if kind == BENCHMARKS else {}))
     tasks = list(dict.fromkeys(task for entry in entries for task in entry.scores))
     for task in tasks:
-        first, *others = [score for entry in entries for score in entry.scores.get(task, [])]
+        first, *others = [score for entry in entries for score in entry.of(task)]
         for other in others:
             check_comparable(first, other)
     if all(entry.label == BASE for entry in entries):
@@ -120,7 +124,7 @@ def _means(field: Field) -> Table:
     rows: list[list[Cell]] = []
     for entry in field.entries:
         row: list[Cell] = [entry.label, entry.seeds]
-        row += [_mean(entry.scores.get(task)) for task in field.tasks]
+        row += [_mean(entry.of(task)) for task in field.tasks]
         row += [_mean_average(entry.averages[key]) for key in averages]
         rows.append(row)
     notes = ["+- is the standard error over documents."]
@@ -205,16 +209,21 @@ def _differences(field: Field) -> Table:
         f"Difference to {field.baseline} on the same documents (equal prompts and targets), values averaged over seeds "
         "first. +- is its standard error over documents; a difference within about two of them may be chance."
     ]
+    no_means = [task for task in tasks if not all(one.is_mean for entry in field.entries for one in entry.of(task))]
+    if no_means:
+        notes.append(
+            f"{', '.join(no_means)}: the value is no mean over documents (that of IFEval's instructions is over "
+            "instructions); the difference is of the documents' own values, each document (prompt) counting alike."
+        )
     return Table(f"{field.name}_paired", f"{field.title}: difference to {field.baseline}", columns, rows, notes)
 
 
-def _mean(scores: Sequence[Score] | None) -> Number:
+def _mean(scores: Sequence[Score]) -> Number:
     """The task's own number, averaged over seeds; its error over documents."""
     if not scores:
         return Number(None)
-    value = spread_of([score.value for score in scores]).mean
-    stderr = scores[0].stderr if len(scores) == 1 else estimate_of(mean_documents(scores)).stderr
-    return Number(value, stderr)
+    found = estimated(scores)
+    return Number(found.mean, found.stderr)
 
 
 def _mean_average(seeds: Sequence[Average]) -> Number:

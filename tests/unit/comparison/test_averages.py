@@ -17,7 +17,7 @@ from mrpo_ds.leaderboard.suites import Suite, SuiteTask, load_suite
 from mrpo_ds.leaderboard.table import collect, write_results
 from tests.unit.comparison.directories import BASE_MODEL, make_run
 
-SIZES = (3, 5)
+SIZES = (40, 60)
 """Documents of the leaves of a group, in turn."""
 
 
