@@ -8,6 +8,7 @@ from typing import Any
 
 from mrpo_ds.comparison.averages import Average, Cell, Sweep, read_sweeps
 from mrpo_ds.comparison.judged import read_judged
+from mrpo_ds.comparison.owners import Owner
 from mrpo_ds.comparison.results import read_json, read_results
 from mrpo_ds.comparison.scores import OF_PREFERENCES, Score, from_cell, from_preferences
 from mrpo_ds.config.load import read_plain
@@ -38,7 +39,7 @@ class RunRecord:
     """Of the run's own model, one for each suite that it has all of."""
     base_averages: list[Average]
     strangers: list[str]
-    """Models with results in its eval/ that are neither."""
+    """Models with results that are neither, in its eval/; elsewhere those that seemed to be one."""
 
     @property
     def name(self) -> str:
@@ -77,15 +78,18 @@ def read_runs(directories: Sequence[str], results: Sequence[str] = ()) -> list[R
             folder,
             "a folder that `mrpo-ds eval`, eval-preferences or judge has made",
         )
-    runs = [read_run(Path(directory), [Path(folder) for folder in results]) for directory in directories]
+    bases: dict[str, Owner] = {}
+    runs = [_read_run(Path(directory), [Path(folder) for folder in results], bases) for directory in directories]
     places = [run.directory.resolve() for run in runs]
     for run, place in zip(runs, places, strict=True):
         require(places.count(place) == 1, "RUN", str(run.directory), "every run once")
     return runs
 
 
-def read_run(directory: Path, results: Sequence[Path] = ()) -> RunRecord:
+def _read_run(directory: Path, results: Sequence[Path], bases: dict[str, Owner]) -> RunRecord:
     """What there is of one run, its results in other folders too. A torn last line of evals.jsonl is left out.
+
+    bases: the base models of earlier runs by path; this one's is added.
 
     Raises:
         ConfigError: it is no run directory.
@@ -104,13 +108,15 @@ def read_run(directory: Path, results: Sequence[Path] = ()) -> RunRecord:
     evals = _evals(directory / EVALS)
     summary_path = directory / "summary.json"
     summary = read_json(summary_path) if summary_path.exists() else None
-    found = _Results(directory, str(config["model"]["path"]))
+    base_path = str(config["model"]["path"])
+    found = _Results(directory, bases.setdefault(base_path, Owner(base_path)))
     for folder in (directory / "eval", *results):
         found.take(folder, is_own_folder=folder not in results)
     if not evals and not found.own.scores:
+        others = f" There are some of others: {', '.join(found.strangers)}." if found.strangers else ""
         raise DataError(
             f"the run {str(directory)!r} has nothing to compare: {EVALS} has no rows and eval/ has no results of its "
-            "model. Train it with data.eval, or run `mrpo-ds eval` or `mrpo-ds eval-preferences` on it."
+            f"model.{others} Train it with data.eval, or run `mrpo-ds eval` or `mrpo-ds eval-preferences` on it."
         )
     own, base = found.own, found.base
     return RunRecord(
@@ -165,13 +171,12 @@ class _Owned:
 class _Results:
     """Collects what folders of results say about a run's model and its base."""
 
-    def __init__(self, directory: Path, base_path: str) -> None:
+    def __init__(self, directory: Path, base: Owner) -> None:
         self.own = _Owned(f"the model of the run {str(directory)!r}")
         self.base = _Owned(f"the base model of the run {str(directory)!r}")
         self.strangers: list[str] = []
-        """Other models of the run's own folder."""
-        self._directory = directory
-        self._base_path = base_path
+        """See RunRecord."""
+        self._owners = {OWN: Owner(str(directory / "model")), BASE: base}
 
     def take(self, folder: Path, is_own_folder: bool) -> None:
         """Add the results of a folder: of one sweep, or of several, each in a folder of its own."""
@@ -189,23 +194,22 @@ class _Results:
 
     def _take(self, record: Mapping[str, Any], scores: Sequence[Score], is_own_folder: bool) -> str:
         """Add what a file says of a model, if it is one of the two. Returns OWN, BASE or ''."""
-        path = str(record.get("model_path", ""))
-        if _is_own(path, self._directory):
+        owner = next((name for name, one in self._owners.items() if one.owns(record)), "")
+        if owner == OWN:
             self.own.add(scores)
-            return OWN
-        if path == self._base_path or Path(path).resolve() == Path(self._base_path).resolve():
+        elif owner == BASE:
             # Its rewards depend on whose references it is measured with; its log-probs do not.
             self.base.add([one for one in scores if one.kind != OF_PREFERENCES or one.measure.startswith("logps/")])
-            return BASE
-        if is_own_folder and record.get("kind") != "reference" and str(record.get("model")) not in self.strangers:
-            self.strangers.append(str(record.get("model")))
-        return ""
+        elif record.get("kind") != "reference":
+            why = next(filter(None, (one.why_not(record) for one in self._owners.values())), "")
+            self._note(str(record.get("model")), why, is_own_folder)
+        return owner
 
-
-def _is_own(path: str, directory: Path) -> bool:
-    """Whether a model is the run's, also where the run has been moved since."""
-    model = directory / "model"
-    return Path(path).resolve() == model.resolve() or Path(path).parts[-2:] == (directory.resolve().name, "model")
+    def _note(self, model: str, why: str, is_own_folder: bool) -> None:
+        """Keep that there are results of somebody else, where that may surprise."""
+        shown = f"{model} ({why})" if why else model
+        if (is_own_folder or why) and shown not in self.strangers:
+            self.strangers.append(shown)
 
 
 def finite(value: Any) -> float | None:

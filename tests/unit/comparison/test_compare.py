@@ -243,7 +243,7 @@ def test_results_may_lie_elsewhere_and_only_once(tmp_path: Path) -> None:
     compare(runs, tmp_path / "out", results=[str(tmp_path / "suite")])
     assert [row["method"] for row in table(tmp_path / "out", "benchmarks")] == ["dpo", "mrpo"]
     put_cell(Path(runs[1]), [1, 0])
-    with pytest.raises(DataError, match=r"has two results of arc_easy \(acc, 0-shot\) for its model: .*keep the one"):
+    with pytest.raises(DataError, match=r"model of the run .* two results of arc_easy \(acc, 0-shot\): .*keep the one"):
         compare(runs, tmp_path / "out", results=[str(tmp_path / "suite")])
     with pytest.raises(ConfigError, match="--results is 'nowhere'; allowed: a folder"):
         compare(runs, tmp_path / "out", results=["nowhere"])

@@ -81,7 +81,7 @@ def group(small: int, large: int, group_mean: str = "plain", sizes: tuple[int, i
     computed, samples = {}, []
     for leaf, right, n in (("small", small, sizes[0]), ("large", large, sizes[1])):
         share = right / n
-        stderr = math.sqrt(share * (1 - share) / (n - 1))
+        stderr = math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else None
         computed[leaf] = {"n": n, "scores": {"acc,none": [share, stderr]}}
         samples += [
             {"doc_id": f"{leaf}/{number}", "prompt_hash": "p", "target_hash": "t",
