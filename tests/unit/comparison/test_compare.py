@@ -197,6 +197,19 @@ def test_documents_are_averaged_over_seeds_before_they_are_paired(tmp_path: Path
     assert seeds[1][f"d of {key}"] is None, "the baseline has one seed"
 
 
+def test_a_value_over_something_else_than_documents_is_said_beside_its_difference(tmp_path: Path) -> None:
+    """As IFEval's of instructions, 0.9 of them: by prompts 0.5 and 1 against 0 and 0.5."""
+    runs = two(tmp_path, [0, 0.5], [0.5, 1], value=0.9)
+    compare(runs, tmp_path / "out")
+    (row,) = table(tmp_path / "out", "benchmarks_paired")
+    assert row["arc_easy (acc, 0-shot)"] == 0.5
+    page = (tmp_path / "out" / "benchmarks_paired.md").read_text()
+    assert "arc_easy (acc, 0-shot): the value is no mean over documents" in page and "each document (prompt)" in page
+    put_cell(Path(runs[1]), [0.5, 1])
+    compare(runs, tmp_path / "out")
+    assert "no mean over documents" not in (tmp_path / "out" / "benchmarks_paired.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
