@@ -1,8 +1,10 @@
 """Results document by document, of benchmarks, preferences and judges: means, spreads, differences to a baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from mrpo_ds.comparison.averages import Average, headings
 from mrpo_ds.comparison.methods import Method
 from mrpo_ds.comparison.scores import (
     BENCHMARKS,
@@ -10,13 +12,14 @@ from mrpo_ds.comparison.scores import (
     OF_PREFERENCES,
     Score,
     check_comparable,
-    mean_documents,
+    estimated,
     paired,
 )
-from mrpo_ds.comparison.statistics import cohens_d, estimate_of, ranks_of, spread_of
+from mrpo_ds.comparison.statistics import Spread, cohens_d, ranks_of, spread_of
 from mrpo_ds.comparison.tables import Cell, Column, Number, Table
 
 BASE = "base"
+Kind = TypeVar("Kind", Score, Average)
 TITLES = {
     BENCHMARKS: "Benchmarks",
     OF_PREFERENCES: "Preferences of eval-preferences",
@@ -31,6 +34,12 @@ class Entry:
     label: str
     seeds: str
     scores: dict[str, list[Score]]
+    averages: dict[str, list[Average]]
+    """By key, one per seed."""
+
+    def of(self, task: str) -> list[Score]:
+        """Its scores of a task; none where it lacks it."""
+        return self.scores.get(task, [])
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,18 @@ class Field:
         return next(entry.scores[task][0] for entry in self.entries if task in entry.scores)
 
     @property
-    def common(self) -> list[str]:
-        """Tasks that every row has."""
-        return [task for task in self.tasks if all(task in entry.scores for entry in self.entries)]
+    def titles(self) -> dict[str, str]:
+        """Key -> heading of the averages that any row has."""
+        return headings([seeds[0] for entry in self.entries for seeds in entry.averages.values()])
+
+    @property
+    def averages(self) -> dict[str, str]:
+        """The same of those that every row has."""
+        return {key: title for key, title in self.titles.items() if not self.without(key)}
+
+    def without(self, key: str) -> list[str]:
+        """Rows that lack some of what counts in an average."""
+        return [entry.label for entry in self.entries if key not in entry.averages]
 
 
 def field_of(methods: Sequence[Method], baseline: Method, kind: str) -> Field | None:
@@ -61,27 +79,32 @@ def field_of(methods: Sequence[Method], baseline: Method, kind: str) -> Field | 
     not about the same documents in the same way.
     """
     entries = []
+    runs = [run for method in [baseline, *methods] for run in method.runs]
     base: dict[str, list[Score]] = {}
-    for method in [baseline, *methods]:
-        for run in method.runs:
-            for score in run.base_scores:
-                if score.kind == kind:
-                    base.setdefault(score.task, [score])
-    if base and len({run.config["model"]["path"] for method in methods for run in method.runs}) == 1:
-        entries.append(Entry(BASE, "", base))
+    for score in (score for run in runs for score in run.base_scores if score.kind == kind):
+        base.setdefault(score.task, [score])
+    if base and len({run.config["model"]["path"] for run in runs}) == 1:
+        averages = {one.key: [one] for run in runs for one in run.base_averages} if kind == BENCHMARKS else {}
+        entries.append(Entry(BASE, "", base, averages))
     for method in methods:
-        of_runs = [{score.task: score for score in run.scores if score.kind == kind} for run in method.runs]
-        tasks = [task for task in of_runs[0] if all(task in one for one in of_runs)]
-        if tasks:
-            entries.append(Entry(method.label, method.seeds, {task: [one[task] for one in of_runs] for task in tasks}))
+        scores = _of_all([{score.task: score for score in run.scores if score.kind == kind} for run in method.runs])
+        averages = _of_all([{one.key: one for one in run.averages} for run in method.runs])
+        if scores:
+            entries.append(Entry(method.label, method.seeds, scores, averages if kind == BENCHMARKS else {}))
     tasks = list(dict.fromkeys(task for entry in entries for task in entry.scores))
     for task in tasks:
-        first, *others = [score for entry in entries for score in entry.scores.get(task, [])]
+        first, *others = [score for entry in entries for score in entry.of(task)]
         for other in others:
             check_comparable(first, other)
     if all(entry.label == BASE for entry in entries):
         return None
     return Field(kind, TITLES[kind], entries, baseline.label, tasks)
+
+
+def _of_all(found: Sequence[Mapping[str, Kind]]) -> dict[str, list[Kind]]:
+    """Name -> what each seed has, of the names that all have."""
+    first, *others = found
+    return {name: [one[name] for one in found] for name in first if all(name in one for one in others)}
 
 
 def tables_of(field: Field) -> list[Table]:
@@ -96,16 +119,13 @@ def tables_of(field: Field) -> list[Table]:
 
 def _means(field: Field) -> Table:
     columns = [Column("method"), Column("seeds"), *(_column(field, task, "stderr") for task in field.tasks)]
-    averaged = field.common if field.name == BENCHMARKS and len(field.common) > 1 else []
-    if averaged:
-        columns.append(Column("average", digits=1, percent=True))
+    averages = field.averages
+    columns += [_average_column(title, "stderr") for title in averages.values()]
     rows: list[list[Cell]] = []
     for entry in field.entries:
         row: list[Cell] = [entry.label, entry.seeds]
-        row += [_mean(entry.scores.get(task)) for task in field.tasks]
-        if averaged:
-            values = [_mean(entry.scores[task]).value or 0.0 for task in averaged]
-            row.append(Number(sum(values) / len(values)))
+        row += [_mean(entry.of(task)) for task in field.tasks]
+        row += [_mean_average(entry.averages[key]) for key in averages]
         rows.append(row)
     notes = ["+- is the standard error over documents."]
     if field.name == JUDGED:
@@ -116,31 +136,43 @@ def _means(field: Field) -> Table:
             "objective: each method's own rewards. vref: against a virtual reference; the four digits tell those apart "
             "that are made of other models or with other options."
         )
-    if averaged and len(averaged) < len(field.tasks):
-        notes.append(f"average: of the tasks that every row has ({', '.join(averaged)}).")
-    return Table(field.name, field.title, columns, rows, notes)
+    return Table(field.name, field.title, columns, rows, [*notes, *_notes_of_averages(field)])
+
+
+def _notes_of_averages(field: Field) -> list[str]:
+    """How the averages are made, and why one is not there."""
+    notes = []
+    for key, title in field.titles.items():
+        one = next(entry.averages[key][0] for entry in field.entries if key in entry.averages)
+        if lacking := field.without(key):
+            notes.append(f"No {title}: {', '.join(lacking)} lack some of {', '.join(one.tasks)}.")
+        else:
+            mapped = ", scores mapped so that guessing is 0" if one.is_normalized else ""
+            notes.append(f"{title}: over {', '.join(one.tasks)} as the suite defines it{mapped}.")
+    if field.averages and any(len(seeds) > 1 for entry in field.entries for seeds in entry.averages.values()):
+        notes.append("An average of several seeds has no error over documents; its spread is over seeds.")
+    return notes
 
 
 def _over_seeds(field: Field) -> Table:
+    shown = [_column(field, task, "std") for task in field.tasks]
+    shown += [_average_column(title, "std") for title in field.averages.values()]
     columns = [Column("method"), Column("seeds")]
-    for task in field.tasks:
-        columns += [_column(field, task, "std"), Column(f"d of {task}", digits=2, signed=True)]
-    spreads = {
-        entry.label: {task: spread_of([score.value for score in scores]) for task, scores in entry.scores.items()}
-        for entry in field.entries
-    }
+    for column in shown:
+        columns += [column, Column(f"d of {column.name}", digits=2, signed=True)]
+    spreads = {entry.label: _spreads(field, entry) for entry in field.entries}
     trained = [label for label in spreads if label != BASE]
     marks = {
-        task: dict(zip(trained, ranks_of([spreads[label][task] for label in trained]), strict=True))
-        for task in field.tasks
-        if all(task in spreads[label] for label in trained)
+        column.name: dict(zip(trained, ranks_of([spreads[label][column.name] for label in trained]), strict=True))
+        for column in shown
+        if all(column.name in spreads[label] for label in trained)
     }
     rows: list[list[Cell]] = []
     for entry in field.entries:
         row: list[Cell] = [entry.label, entry.seeds]
-        for task in field.tasks:
-            ours, theirs = spreads[entry.label].get(task), spreads.get(field.baseline, {}).get(task)
-            mark = marks.get(task, {}).get(entry.label, "")
+        for name in (column.name for column in shown):
+            ours, theirs = spreads[entry.label].get(name), spreads.get(field.baseline, {}).get(name)
+            mark = marks.get(name, {}).get(entry.label, "")
             row.append(Number(None) if ours is None else Number(ours.mean, ours.std, mark))
             known = ours is not None and theirs is not None and entry.label != field.baseline
             row.append(Number(cohens_d(ours, theirs) if known and ours and theirs else None))
@@ -150,6 +182,13 @@ def _over_seeds(field: Field) -> Table:
         "highest mean, with d >= 0.5 to every other method; italic: the second."
     ]
     return Table(f"{field.name}_seeds", f"{field.title}, over seeds", columns, rows, notes)
+
+
+def _spreads(field: Field, entry: Entry) -> dict[str, Spread]:
+    """Heading of a task or an average -> its spread over the seeds of a row."""
+    found = {task: spread_of([score.value for score in scores]) for task, scores in entry.scores.items()}
+    averages = {title: entry.averages[key] for key, title in field.averages.items()}
+    return found | {title: spread_of([one.value for one in seeds]) for title, seeds in averages.items()}
 
 
 def _differences(field: Field) -> Table:
@@ -170,16 +209,29 @@ def _differences(field: Field) -> Table:
         f"Difference to {field.baseline} on the same documents (equal prompts and targets), values averaged over seeds "
         "first. +- is its standard error over documents; a difference within about two of them may be chance."
     ]
+    no_means = [task for task in tasks if not all(one.is_mean for entry in field.entries for one in entry.of(task))]
+    if no_means:
+        notes.append(
+            f"{', '.join(no_means)}: the value is no mean over documents (that of IFEval's instructions is over "
+            "instructions); the difference is of the documents' own values, each document (prompt) counting alike."
+        )
     return Table(f"{field.name}_paired", f"{field.title}: difference to {field.baseline}", columns, rows, notes)
 
 
-def _mean(scores: Sequence[Score] | None) -> Number:
+def _mean(scores: Sequence[Score]) -> Number:
     """The task's own number, averaged over seeds; its error over documents."""
     if not scores:
         return Number(None)
-    value = spread_of([score.value for score in scores]).mean
-    stderr = scores[0].stderr if len(scores) == 1 else estimate_of(mean_documents(scores)).stderr
-    return Number(value, stderr)
+    found = estimated(scores)
+    return Number(found.mean, found.stderr)
+
+
+def _mean_average(seeds: Sequence[Average]) -> Number:
+    return Number(spread_of([one.value for one in seeds]).mean, seeds[0].stderr if len(seeds) == 1 else None)
+
+
+def _average_column(title: str, spread: str) -> Column:
+    return Column(title, spread, 1, percent=True)
 
 
 def _column(field: Field, task: str, spread: str, signed: bool = False) -> Column:

@@ -61,9 +61,8 @@ def compare(
     log(f"comparison: {PAGE}, {len(tables)} tables (md, csv, json, tex) and {len(pictures)} plots in {out}")
     for run in runs:
         if run.strangers:
-            warn(
-                f"{run.directory}/eval has results of other models too, which are not shown: {', '.join(run.strangers)}"
-            )
+            names = ", ".join(run.strangers)
+            warn(f"among the results of {run.directory} are some of other models, which are not shown: {names}")
     log_tables(tables, chosen.runs[0].config, out)
     return tables
 

@@ -10,8 +10,8 @@ import numpy as np
 from mrpo_ds.comparison.benchmarks import BASE, Field
 from mrpo_ds.comparison.held_out import Curve, curves
 from mrpo_ds.comparison.methods import Method
-from mrpo_ds.comparison.scores import mean_documents
-from mrpo_ds.comparison.statistics import Z_95, estimate_of, spread_of
+from mrpo_ds.comparison.scores import estimated
+from mrpo_ds.comparison.statistics import Z_95
 from mrpo_ds.plots import CYCLE, DASHES, DOTS_PER_INCH, GREY, SIZE_INCHES
 
 if TYPE_CHECKING:
@@ -100,11 +100,10 @@ def _bars(axes: "Axes", field: Field, tasks: Sequence[str]) -> None:
         for index, task in enumerate(tasks):
             if task not in entry.scores:
                 continue
-            scores = entry.scores[task]
-            stderr = scores[0].stderr if len(scores) == 1 else estimate_of(mean_documents(scores)).stderr
+            found = estimated(entry.scores[task])
             places.append(index + (number - (len(entries) - 1) / 2) * width)
-            values.append(spread_of([score.value for score in scores]).mean)
-            errors.append(Z_95 * (stderr or 0.0))
+            values.append(found.mean)
+            errors.append(Z_95 * (found.stderr or 0.0))
         colour = GREY if entry.label == BASE else _look(trained.index(entry.label))[0]  # a method's as on its curve
         axes.bar(
             places, values, width * 0.92, yerr=errors, color=colour, label=entry.label, capsize=2, ecolor="#333333"

@@ -1,12 +1,14 @@
 """What compare reads of a run directory: its configuration, evaluations, summary, and the results in its eval/."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrpo_ds.comparison.averages import Average, Cell, Sweep, read_sweeps
 from mrpo_ds.comparison.judged import read_judged
+from mrpo_ds.comparison.owners import Owner
 from mrpo_ds.comparison.results import read_json, read_results
 from mrpo_ds.comparison.scores import OF_PREFERENCES, Score, from_cell, from_preferences
 from mrpo_ds.config.load import read_plain
@@ -15,6 +17,7 @@ from mrpo_ds.tracking import read_jsonl
 
 EVALS = "evals.jsonl"
 EXAMPLES = "output_dir of a run"
+OWN, BASE = "own", "base"
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,11 @@ class RunRecord:
     """Of the run's own model, document by document: benchmarks, then preferences."""
     base_scores: list[Score]
     """Of the model it started from."""
+    averages: list[Average]
+    """Of the run's own model, one for each suite that it has all of."""
+    base_averages: list[Average]
     strangers: list[str]
-    """Models with results in its eval/ that are neither."""
+    """Models with results that are neither, in its eval/; elsewhere those that seemed to be one."""
 
     @property
     def name(self) -> str:
@@ -72,15 +78,18 @@ def read_runs(directories: Sequence[str], results: Sequence[str] = ()) -> list[R
             folder,
             "a folder that `mrpo-ds eval`, eval-preferences or judge has made",
         )
-    runs = [read_run(Path(directory), [Path(folder) for folder in results]) for directory in directories]
+    bases: dict[str, Owner] = {}
+    runs = [_read_run(Path(directory), [Path(folder) for folder in results], bases) for directory in directories]
     places = [run.directory.resolve() for run in runs]
     for run, place in zip(runs, places, strict=True):
         require(places.count(place) == 1, "RUN", str(run.directory), "every run once")
     return runs
 
 
-def read_run(directory: Path, results: Sequence[Path] = ()) -> RunRecord:
+def _read_run(directory: Path, results: Sequence[Path], bases: dict[str, Owner]) -> RunRecord:
     """What there is of one run, its results in other folders too. A torn last line of evals.jsonl is left out.
+
+    bases: the base models of earlier runs by path; this one's is added.
 
     Raises:
         ConfigError: it is no run directory.
@@ -99,16 +108,27 @@ def read_run(directory: Path, results: Sequence[Path] = ()) -> RunRecord:
     evals = _evals(directory / EVALS)
     summary_path = directory / "summary.json"
     summary = read_json(summary_path) if summary_path.exists() else None
-    found = _Results(directory, str(config["model"]["path"]))
+    base_path = str(config["model"]["path"])
+    found = _Results(directory, bases.setdefault(base_path, Owner(base_path)))
     for folder in (directory / "eval", *results):
         found.take(folder, is_own_folder=folder not in results)
-    if not evals and not found.own:
+    if not evals and not found.own.scores:
+        others = f" There are some of others: {', '.join(found.strangers)}." if found.strangers else ""
         raise DataError(
             f"the run {str(directory)!r} has nothing to compare: {EVALS} has no rows and eval/ has no results of its "
-            "model. Train it with data.eval, or run `mrpo-ds eval` or `mrpo-ds eval-preferences` on it."
+            f"model.{others} Train it with data.eval, or run `mrpo-ds eval` or `mrpo-ds eval-preferences` on it."
         )
+    own, base = found.own, found.base
     return RunRecord(
-        directory, config, evals, summary, list(found.own.values()), list(found.base.values()), found.strangers
+        directory=directory,
+        config=config,
+        evals=evals,
+        summary=summary,
+        scores=list(own.scores.values()),
+        base_scores=list(base.scores.values()),
+        averages=list(own.averages.values()),
+        base_averages=list(base.averages.values()),
+        strangers=found.strangers,
     )
 
 
@@ -120,49 +140,76 @@ def _evals(path: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["step"]))
 
 
+class _Owned:
+    """What is known of one model."""
+
+    def __init__(self, whose: str) -> None:
+        self.scores: dict[str, Score] = {}
+        """By task."""
+        self.averages: dict[str, Average] = {}
+        """By key."""
+        self._whose = whose
+        """For messages."""
+
+    def add(self, scores: Sequence[Score]) -> None:
+        """Add what one file says. Raises DataError when another one says something else."""
+        for score in scores:
+            other = self.scores.setdefault(score.task, score)
+            if other.documents != score.documents or other.hashes != score.hashes:
+                raise DataError(
+                    f"{self._whose} has two results of {score.task}: {other.place} and {score.place}; keep the one "
+                    "that counts."
+                )
+
+    def average(self, sweep: Sweep, cells: Sequence[Cell]) -> None:
+        """Add the average of its cells of a sweep, if it has all that count."""
+        found = sweep.average(cells)
+        if found is not None:
+            self.averages.setdefault(found.key, found)
+
+
 class _Results:
     """Collects what folders of results say about a run's model and its base."""
 
-    def __init__(self, directory: Path, base_path: str) -> None:
-        self.own: dict[str, Score] = {}
-        """By task."""
-        self.base: dict[str, Score] = {}
+    def __init__(self, directory: Path, base: Owner) -> None:
+        self.own = _Owned(f"the model of the run {str(directory)!r}")
+        self.base = _Owned(f"the base model of the run {str(directory)!r}")
         self.strangers: list[str] = []
-        """Other models of the run's own folder."""
-        self._directory = directory
-        self._base_path = base_path
+        """See RunRecord."""
+        self._owners = {OWN: Owner(str(directory / "model")), BASE: base}
 
     def take(self, folder: Path, is_own_folder: bool) -> None:
         """Add the results of a folder: of one sweep, or of several, each in a folder of its own."""
-        files = sorted({*folder.glob("cells/*/*.json"), *folder.glob("*/cells/*/*.json")})
-        records = [(cell, [from_cell(cell, str(path))]) for path, cell in ((path, read_json(path)) for path in files)]
-        records += [(result, from_preferences(result, str(path))) for path, result in read_results(folder)]
-        records += [(row, [score]) for row, score in read_judged(folder)]
-        for record, scores in records:
-            path = str(record.get("model_path", ""))
-            if _is_own(path, self._directory):
-                self._add(self.own, scores, "its model")
-            elif path == self._base_path or Path(path).resolve() == Path(self._base_path).resolve():
-                # Its rewards depend on whose references it is measured with; its log-probs do not.
-                own = [one for one in scores if one.kind != OF_PREFERENCES or one.measure.startswith("logps/")]
-                self._add(self.base, own, "its base model")
-            elif is_own_folder and record.get("kind") != "reference" and str(record.get("model")) not in self.strangers:
-                self.strangers.append(str(record.get("model")))
+        for sweep in read_sweeps(folder):
+            cells: dict[str, list[Cell]] = {}
+            for path, cell in sweep.cells:
+                owner = self._take(cell, [from_cell(cell, str(path))], is_own_folder)
+                cells.setdefault(owner, []).append(cell)
+            self.own.average(sweep, cells.get(OWN, []))
+            self.base.average(sweep, cells.get(BASE, []))
+        for path, result in read_results(folder):
+            self._take(result, from_preferences(result, str(path)), is_own_folder)
+        for row, score in read_judged(folder):
+            self._take(row, [score], is_own_folder)
 
-    def _add(self, known: dict[str, Score], scores: Sequence[Score], whose: str) -> None:
-        for score in scores:
-            other = known.setdefault(score.task, score)
-            if other.documents != score.documents or other.hashes != score.hashes:
-                raise DataError(
-                    f"the run {str(self._directory)!r} has two results of {score.task} for {whose}: {other.place} and "
-                    f"{score.place}; keep the one that counts."
-                )
+    def _take(self, record: Mapping[str, Any], scores: Sequence[Score], is_own_folder: bool) -> str:
+        """Add what a file says of a model, if it is one of the two. Returns OWN, BASE or ''."""
+        owner = next((name for name, one in self._owners.items() if one.owns(record)), "")
+        if owner == OWN:
+            self.own.add(scores)
+        elif owner == BASE:
+            # Its rewards depend on whose references it is measured with; its log-probs do not.
+            self.base.add([one for one in scores if one.kind != OF_PREFERENCES or one.measure.startswith("logps/")])
+        elif record.get("kind") != "reference":
+            why = next(filter(None, (one.why_not(record) for one in self._owners.values())), "")
+            self._note(str(record.get("model")), why, is_own_folder)
+        return owner
 
-
-def _is_own(path: str, directory: Path) -> bool:
-    """Whether a model is the run's, also where the run has been moved since."""
-    model = directory / "model"
-    return Path(path).resolve() == model.resolve() or Path(path).parts[-2:] == (directory.resolve().name, "model")
+    def _note(self, model: str, why: str, is_own_folder: bool) -> None:
+        """Keep that there are results of somebody else, where that may surprise."""
+        shown = f"{model} ({why})" if why else model
+        if (is_own_folder or why) and shown not in self.strangers:
+            self.strangers.append(shown)
 
 
 def finite(value: Any) -> float | None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mrpo_ds.comparison.statistics import Estimate, Values, paired_difference
+from mrpo_ds.comparison.statistics import Estimate, Values, estimate_of
 from mrpo_ds.errors import ConfigError, DataError
+from mrpo_ds.leaderboard.scores import Score as Part
+from mrpo_ds.leaderboard.scores import mean_by_size, plain_mean
 
 CELL_KEYS = ("model", "model_path", "task", "shots", "metric", "filter", "value", "n", "samples", "seed", "limit")
 SAMPLE_KEYS = ("doc_id", "prompt_hash", "target_hash", "value")
@@ -60,6 +62,13 @@ class Score:
     """A share, shown times 100."""
     kind: str
     """benchmarks: of the sweep. preferences: of eval-preferences. judged: of judge."""
+    group_mean: str | None = None
+    """Of a group: plain, each subtask counts alike | by_size, each document does. None of a single task."""
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether its value is the mean of its documents' values, by group_mean; not of instructions, or of turns."""
+        return math.isclose(self.value, over_documents([self]).mean, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def from_cell(cell: Mapping[str, Any], place: str) -> Score:
@@ -72,21 +81,24 @@ def from_cell(cell: Mapping[str, Any], place: str) -> Score:
             raise DataError(f"{place} has a document without {missing[0]!r}; remove the file and evaluate again.")
     if not isinstance(cell["value"], int | float) or not math.isfinite(cell["value"]):
         raise DataError(f"{place}: value is {cell['value']!r}; allowed: a number. Remove the file and evaluate again.")
+    group_mean = cell.get("group_mean")
     documents, hashes = {}, {}
-    seen: dict[str, int] = {}
     for sample in cell["samples"]:
         key = str(sample["doc_id"])
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] > 1:  # a group of tasks that each count from 0
-            key = f"{key}#{seen[key]}"
+        if key in hashes or (group_mean is not None and not _leaf(key)):
+            raise DataError(
+                f"{place} has a document {key!r}; allowed: each once, in a group as subtask/number. Remove the file "
+                "and evaluate again."
+            )
         if sample["value"] is not None:  # a number that was not finite
             documents[key] = float(sample["value"])
         hashes[key] = f"{sample['prompt_hash']} {sample['target_hash']}"
     suffix = "" if cell["filter"] in (None, "none") else f" {cell['filter']}"
+    mean = ", by size" if group_mean == "by_size" else ""  # the other mean of a group is another number
     shots = "" if cell["shots"] is None else f", {cell['shots']}-shot"
     stderr = cell.get("stderr")
     return Score(
-        task=f"{cell['task']} ({cell['metric']}{suffix}{shots})",
+        task=f"{cell['task']} ({cell['metric']}{suffix}{mean}{shots})",
         place=place,
         settings=_settings(cell),
         value=float(cell["value"]),
@@ -96,6 +108,7 @@ def from_cell(cell: Mapping[str, Any], place: str) -> Score:
         measure=str(cell["metric"]),
         percent=True,
         kind=BENCHMARKS,
+        group_mean=group_mean,
     )
 
 
@@ -158,20 +171,54 @@ def check_comparable(one: Score, other: Score) -> None:
         )
 
 
-def mean_documents(scores: Sequence[Score], keys: Sequence[str] | None = None) -> Values:
-    """[n] per document its value, averaged over the scores (seeds of one method), in the order of keys or the first."""
-    keys = list(scores[0].documents) if keys is None else keys
-    values: Values = np.array([[score.documents[key] for key in keys] for score in scores]).mean(0)
-    return values
+def estimated(scores: Sequence[Score]) -> Estimate:
+    """A method's value, averaged over its seeds, and its error over documents: a single seed's is the task's own.
+
+    The error of several seeds is that of their documents' means; None where the value is no mean of documents.
+    """
+    whole = over_documents(scores)
+    stderr = whole.stderr if all(score.is_mean for score in scores) else None
+    value = sum(score.value for score in scores) / len(scores)
+    return Estimate(value, scores[0].stderr if len(scores) == 1 else stderr, whole.count)
 
 
 def paired(ours: Sequence[Score], theirs: Sequence[Score]) -> Estimate:
     """Difference on the same documents between two methods, each averaged over its seeds.
 
-    All scores must be comparable. The error is over documents: how the difference would vary with other ones.
+    All scores must be comparable. The error is over documents: how the difference would vary with other ones. What
+    makes a document easy for both cancels, so it is mostly far below that of two separate means.
+    """
+    return over_documents(ours, theirs)
+
+
+def over_documents(ours: Sequence[Score], theirs: Sequence[Score] = ()) -> Estimate:
+    """Mean over documents, averaged over seeds, minus that of others on the same ones; its error.
+
+    A group's is made of its subtasks as its value is (group_mean): where each counts alike, a subject of 10 documents
+    weighs as much as one of 1,000, and the error is the root of the sum of the squared ones, over their number.
     """
     keys = list(ours[0].documents)
-    return paired_difference(mean_documents(ours, keys), mean_documents(theirs, keys))
+    values = _mean_documents(ours, keys) - (_mean_documents(theirs, keys) if theirs else 0.0)
+    group_mean = ours[0].group_mean
+    if group_mean is None:
+        return estimate_of(values)
+    leaves: dict[str, list[float]] = {}
+    for key, value in zip(keys, values.tolist(), strict=True):
+        leaves.setdefault(_leaf(key), []).append(value)
+    parts = [Part(one.mean, one.stderr, one.count) for one in map(estimate_of, leaves.values())]
+    whole = plain_mean(parts) if group_mean == "plain" else mean_by_size(parts)
+    return Estimate(whole.value, whole.stderr, whole.n)
+
+
+def _mean_documents(scores: Sequence[Score], keys: Sequence[str]) -> Values:
+    """[n] per document its value, averaged over the seeds of one method, in the order of keys."""
+    values: Values = np.array([[score.documents[key] for key in keys] for score in scores]).mean(0)
+    return values
+
+
+def _leaf(document: str) -> str:
+    """The subtask of a group's document, 'leaf/number'; '' of a single task's."""
+    return document.rpartition("/")[0]
 
 
 def _settings(cell: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,19 +64,6 @@ def estimate_of(values: Sequence[float] | Values) -> Estimate:
     return Estimate(spread.mean, stderr, spread.count)
 
 
-def paired_difference(ours: Sequence[float] | Values, theirs: Sequence[float] | Values) -> Estimate:
-    """Mean and standard error of ours - theirs, document by document.
-
-    What makes a document easy for both cancels, so the error is mostly far below that of two separate means.
-
-    Args:
-        ours: [n] one number per document.
-        theirs: [n] of the same documents in the same order.
-    """
-    difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
-    return estimate_of(difference)
-
-
 def cohens_d(ours: Spread, theirs: Spread) -> float | None:
     """Effect size (m1 - m2) / sqrt((s1^2 + s2^2) / 2) between two methods over their seeds.
 

@@ -90,7 +90,7 @@ MAY_IMPORT = {
     "judged": "errors types memory accelerator manifest signals locks config config.schema data models console "
     "leaderboard comparison.statistics",
     "comparison": "errors types losses config config.schema data distributed.topology manifest model_names console "
-    "tracking plots reference models metrics material run comparison.statistics",
+    "tracking plots reference models metrics material run leaderboard comparison.statistics",
     "cli": "errors logs accelerator config console reference stores check dashboard dashboard.workspace plan run slurm "
     "topology_picture leaderboard comparison comparison.statistics judged",
     "__main__": "cli",

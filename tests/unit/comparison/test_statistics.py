@@ -13,7 +13,6 @@ from mrpo_ds.comparison.statistics import (
     bootstrap_means,
     cohens_d,
     estimate_of,
-    paired_difference,
     percentile_interval,
     ranks_of,
     spread_of,
@@ -41,13 +40,6 @@ def test_standard_error_of_shares() -> None:
     assert estimate.stderr == pytest.approx(0.25)
 
 
-def test_paired_difference_by_hand() -> None:
-    """Differences 1, 0, 0, -1: mean 0, squares 2 / 3, sqrt(2/3) / 2. Two separate errors would give 0.408 each."""
-    difference = paired_difference([1, 1, 0, 0], [0, 1, 0, 1])
-    assert difference.mean == 0
-    assert difference.stderr == pytest.approx(math.sqrt(2 / 3) / 2)
-
-
 def test_cohens_d_of_the_papers_table() -> None:
     """MRPO's Table 1, S1, L<-M: 97.2 +- 1.7 against DPO's 93.9 +- 1.4; sqrt((2.89 + 1.96) / 2) = 1.5572."""
     assert cohens_d(Spread(97.2, 1.7, 5), Spread(93.9, 1.4, 5)) == pytest.approx(3.3 / math.sqrt(2.425))
@@ -65,24 +57,6 @@ def test_marks_follow_the_papers_rule() -> None:
     assert ranks_of([Spread(93.9, 1.4, 5), Spread(97.2, 1.7, 5), Spread(95.9, 1.6, 5)]) == ["", "best", "second"]
     assert ranks_of([Spread(1.0, None, 1), Spread(2.0, None, 1)]) == ["", ""], "single runs say nothing of spread"
     assert ranks_of([Spread(1.0, 0.1, 3)]) == [""]
-
-
-@settings(deadline=None)
-@given(NUMBERS, st.floats(-50, 50))
-def test_a_constant_that_is_added_to_one_side_is_the_whole_difference(values: list[float], shift: float) -> None:
-    difference = paired_difference([value + shift for value in values], values)
-    assert difference.mean == pytest.approx(shift, abs=1e-9)
-    assert difference.stderr == pytest.approx(0, abs=1e-9)
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=2, max_size=30))
-def test_paired_difference_is_antisymmetric_and_its_mean_is_that_of_the_means(pairs: list[tuple[float, float]]) -> None:
-    ours, theirs = zip(*pairs, strict=True)
-    one, other = paired_difference(ours, theirs), paired_difference(theirs, ours)
-    assert one.mean == pytest.approx(-other.mean, abs=1e-9)
-    assert one.stderr == pytest.approx(other.stderr, abs=1e-9)
-    assert one.mean == pytest.approx(spread_of(ours).mean - spread_of(theirs).mean, abs=1e-9)
 
 
 @settings(deadline=None)
