@@ -48,7 +48,10 @@ def test_mt_bench_has_the_temperatures_and_references_of_its_protocol():
 def test_arena_hard_counts_much_better_three_times():
     benchmark = load_benchmark("arena_hard")
     assert (benchmark.summary, benchmark.much_weight) == ("bradley_terry", 3)
-    assert benchmark.labels == {"A>>B": "a_much", "A>B": "a", "A=B": "tie", "B>A": "b", "B>>A": "b_much"}
+    assert benchmark.labels == {
+        **{"A>>B": "a_much", "A>B": "a", "A=B": "tie", "B>A": "b", "B>>A": "b_much"},
+        **{"B<<A": "a_much", "B<A": "a", "B=A": "tie", "A<B": "b", "A<<B": "b_much"},
+    }
 
 
 def test_hh_rlhf_is_the_papers():
