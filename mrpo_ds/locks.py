@@ -30,17 +30,34 @@ def locked(out: Path, who: str, name: str = ".lock", patience: float = 0.0) -> I
     except OSError as error:
         raise ConfigError(f"--out is {str(out)!r}, and cannot be written: {error.strerror}.") from error
     try:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    raise ConfigError(
-                        f"another {who} works in {str(out)!r}; wait for it, or use another --out."
-                    ) from error
-                time.sleep(LOOK_SECONDS)
+        take(descriptor, out, f"another {who} works in", patience)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def take(descriptor: int, path: Path, held: str, patience: float = 0.0) -> None:
+    """Lock an open file until it is closed.
+
+    Args:
+        descriptor: the file.
+        path: what the message names: the file, or the folder that it stands for.
+        held: what another holder does, before the path in the message.
+        patience: seconds to wait for another holder.
+
+    Raises ConfigError when somebody else holds the lock or the file system has none.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise ConfigError(f"{held} {str(path)!r}; wait for it, or use another --out.") from error
+        except OSError as error:  # Lustre without the mount option flock, NFS without its lock service
+            raise ConfigError(
+                f"{str(path)!r} cannot be locked: {error.strerror}; allowed for --out: a folder on a file system with "
+                "file locks (flock), such as a disk of this machine."
+            ) from error
+        time.sleep(LOOK_SECONDS)
