@@ -1,4 +1,4 @@
-"""One writer of a folder at a time, or several that have shared it out among themselves."""
+"""One writer of a folder or a file at a time, or several that have shared a folder out among themselves."""
 
 import fcntl
 import os
@@ -26,7 +26,7 @@ def locked(out: Path, who: str, name: str = ".lock", patience: float = 0.0) -> I
     """
 
     def problem(descriptor: int) -> str:
-        free = _take(descriptor, fcntl.LOCK_EX)
+        free = _try(descriptor, out, fcntl.LOCK_EX)
         return "" if free else f"another {who} works in {str(out)!r}; wait for it, or use another --out."
 
     with _held(out, name, problem, patience) as descriptor:
@@ -57,10 +57,10 @@ def locked_part(out: Path, who: str, part: tuple[int, int], patience: float = 0.
     def problem(descriptor: int) -> str:
         # Who has it alone writes the count, and then shares it. Whoever shares it and reads the own count is in: to
         # write another one takes having it alone.
-        if _take(descriptor, fcntl.LOCK_EX):
+        if _try(descriptor, out, fcntl.LOCK_EX):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(count).encode(), 0)
-        if not _take(descriptor, fcntl.LOCK_SH):
+        if not _try(descriptor, out, fcntl.LOCK_SH):
             return f"a {who} without --shard works in {str(out)!r}; wait for it, or use another --out."
         found = os.pread(descriptor, 20, 0).decode()
         if found == str(count):
@@ -97,10 +97,29 @@ def _held(out: Path, name: str, problem: Callable[[int], str], patience: float) 
         os.close(descriptor)
 
 
-def _take(descriptor: int, how: int) -> bool:
+def take(descriptor: int, path: Path, held: str) -> None:
+    """Lock an open file until it is closed.
+
+    Args:
+        descriptor: the file.
+        path: its name, for messages.
+        held: what another holder does, before the path in the message.
+
+    Raises ConfigError when somebody else holds the lock or the file system has none.
+    """
+    if not _try(descriptor, path, fcntl.LOCK_EX):
+        raise ConfigError(f"{held} {str(path)!r}; wait for it, or use another --out.")
+
+
+def _try(descriptor: int, path: Path, how: int) -> bool:
     """Lock or convert a lock, without waiting. False where others do not let us; then we may hold nothing."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
+    except OSError as error:  # Lustre without the mount option flock, NFS without its lock service
+        raise ConfigError(
+            f"{str(path)!r} cannot be locked: {error.strerror}; allowed for --out: a folder on a file system with "
+            "file locks (flock), such as a disk of this machine."
+        ) from error

@@ -9,7 +9,6 @@ changed benchmark is not answered by old lines. The versions are written down an
 asked for: answers that were made on GPUs may be judged elsewhere.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -36,6 +35,7 @@ from mrpo_ds.judged.generation import (
 from mrpo_ds.judged.lines import append
 from mrpo_ds.judged.records import Answer, Generation, Question
 from mrpo_ds.leaderboard.cells import differences
+from mrpo_ds.locks import take
 from mrpo_ds.manifest import write_through
 from mrpo_ds.signals import first_signal
 
@@ -172,8 +172,8 @@ class AnswerFile:
     def opened(self) -> Iterator[None]:
         """The file, read and locked.
 
-        Raises ConfigError for a file of other settings, one that is damaged before its last line, or one that another
-        process writes; MrpoError when it cannot be written.
+        Raises ConfigError for a file of other settings, one that is damaged before its last line, one that another
+        process writes, or one that cannot be locked; MrpoError when it cannot be written.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ class AnswerFile:
         except OSError as error:
             raise MrpoError(f"answers cannot be kept in {str(self.path)!r}: {error.strerror}.") from error
         try:
-            self._lock()
+            take(self._descriptor, self.path, "another process writes answers to")
             self._read()
             yield
         finally:
@@ -220,14 +220,6 @@ class AnswerFile:
         for question, asked in answers:
             self.kept[question.id] = asked
             self._digests[question.id] = digest_of(question, generation)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process writes answers to {str(self.path)!r}; wait for it, or use another --out."
-            ) from error
 
     def _read(self) -> None:
         with self.path.open("rb") as file:

@@ -53,7 +53,9 @@ class Prompts:
     """What the judge is told. A template that the protocol does not use may be empty."""
 
     system: str = ""
-    """System message, or "" for none; sent as it is."""
+    """System message, or "" for none; not a template."""
+    systems: dict[str, str] = field(default_factory=dict)
+    """Template -> its own system message instead, or "" for none."""
     first_turn: str = ""
     """scores: for the first answer."""
     second_turn: str = ""
@@ -63,6 +65,10 @@ class Prompts:
     second_turn_with_reference: str = ""
     pair: str = ""
     """pairs: for two answers to one question."""
+
+    def system_of(self, template: str) -> str:
+        """What goes before a template."""
+        return self.systems.get(template, self.system).strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +175,8 @@ def _check_labels(benchmark: Benchmark) -> None:
 def _check_templates(benchmark: Benchmark) -> None:
     """Raise ConfigError for a template that is missing, names what there is not, or does not show the answer."""
     used = dict(templates_of(benchmark))
+    for name in benchmark.prompts.systems:
+        require_choice("prompts.systems", name, tuple(used))
     for item in fields(Prompts):
         text = getattr(benchmark.prompts, item.name)
         kind = used.get(item.name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mrpo_ds.comparison.statistics import Bootstrap
 from mrpo_ds.console import log
-from mrpo_ds.errors import ConfigError, MrpoError, require, require_choice
+from mrpo_ds.errors import ConfigError, DataError, MrpoError, require, require_choice
 from mrpo_ds.judged.answer_files import read_answers
 from mrpo_ds.judged.asking import Asked, ask_all
 from mrpo_ds.judged.benchmarks import Benchmark, find_benchmark, load_benchmark
@@ -18,7 +18,7 @@ from mrpo_ds.judged.prompts import MODEL_FIRST, Call, pair_calls, score_calls
 from mrpo_ds.judged.questions import QuestionSet, read_questions, with_references
 from mrpo_ds.judged.records import Answer, Question
 from mrpo_ds.judged.results import Judged, Report, Results, as_markdown, collect, write_results
-from mrpo_ds.judged.verdict_files import models_of, read_verdict_files
+from mrpo_ds.judged.verdict_files import models_of, origin_of, read_verdict_files
 from mrpo_ds.judged.verdicts import Verdict, read_verdict
 from mrpo_ds.leaderboard.candidates import Candidate, check_candidate, find_candidates
 from mrpo_ds.locks import locked
@@ -78,7 +78,7 @@ class Work:
 
 
 def run_judge(options: Options) -> int:
-    """The judge command. Returns 0 when every judgment is there and enough of them have a verdict, else 1.
+    """The judge command. Returns 0 when every judgment is there, enough have a verdict, and each model has one; else 1.
 
     Raises ConfigError or DataError for the user's mistakes, Stopped when it is told to stop, MrpoError when the judge,
     the cap or the disk ended it: what is finished is kept, and in the table.
@@ -184,32 +184,51 @@ def _verdicts(work: Work, judge: Judge, calls: Sequence[Call], kept: Judgments) 
 
 def _from_files(work: Work, files: Sequence[str]) -> Report:
     options, benchmark = work.options, work.benchmark
-    verdicts = read_verdict_files(benchmark, files)
-    names = models_of(verdicts, options.models)
+    found = read_verdict_files(benchmark, files)
+    names = models_of(found, options.models)
+    found = [one for one in found if one.verdict.case.model in names]
     questions: tuple[Question, ...] = ()
     asked = None
-    notes = [f"verdicts of {', '.join(files)}"]
+    notes = []
+    there = len(found)
     if options.questions is not None or options.limit is not None:
         asked = read_questions(benchmark, options.questions, options.limit)
         questions = asked.questions
         known = {question.id for question in questions}
-        strange = sum(verdict.case.question not in known for verdict in verdicts)
-        if strange:
-            notes.append(f"{strange} verdicts on other questions are left out")
-        verdicts = [verdict for verdict in verdicts if verdict.case.question in known]
+        found = [one for one in found if one.verdict.case.question in known]
+        if len(found) < there:
+            notes.append(f"{there - len(found)} verdicts on other questions are left out")
     if options.single_order:
-        verdicts = [verdict for verdict in verdicts if verdict.case.order == MODEL_FIRST]
+        found = [one for one in found if one.verdict.case.order == MODEL_FIRST]
+    if not found:
+        raise DataError(
+            f"none of the {there} verdicts of {', '.join(files)} is on one of the questions"
+            f"{', with the model first' if options.single_order else ''}; give the files that belong to each other."
+        )
+    baseline, judge = origin_of(found)
+    notes.insert(0, f"verdicts of {', '.join(files)}, judge {judge or 'not named'}")
+    verdicts = [one.verdict for one in found]
     again = len(verdicts) - len({verdict.case for verdict in verdicts})
     if again:
         notes.append(f"{again} verdicts are second ones on the same answer; all of them count")
     turns = sum(len(question.turns) for question in questions)
-    orders = len({verdict.case.order for verdict in verdicts}) or 1
+    orders = len({verdict.case.order for verdict in verdicts})
     models = []
     for name in names:
         own = [verdict for verdict in verdicts if verdict.case.model == name]
         models.append(Judged(name, "", own, turns * orders if questions else 0))
-    settings = _settings(work, asked, None, None) | {"verdict_files": list(files)}
-    return Report(work.name, benchmark, models, None, questions, work.how, settings, notes)
+    settings = _settings(work, asked, None, None)
+    settings["settings"]["judge_of_verdicts"] = judge
+    return Report(
+        work.name,
+        benchmark,
+        models,
+        baseline or None,
+        questions,
+        work.how,
+        settings | {"verdict_files": list(files)},
+        notes,
+    )
 
 
 def _finish(work: Work, report: Report, outcome: Asked | None) -> int:
@@ -224,22 +243,34 @@ def _finish(work: Work, report: Report, outcome: Asked | None) -> int:
                 "again: judgments are kept."
             ) from error
     print(as_markdown(results), flush=True)
-    allowed = report.benchmark.max_parse_failures
-    unread = {name: share for name, share in results["parse_failures"].items() if share > allowed}
-    for name, share in unread.items():
-        log(
-            f"failed: {name}: {100 * share:.1f} % of the judgments have no verdict (max_parse_failures is "
-            f"{100 * allowed:g} %): a judge that cannot keep the form of the prompt measures nothing"
-        )
+    failed = _failures(results, report.benchmark.max_parse_failures)
+    for reason in failed:
+        log(f"failed: {reason}")
     if outcome is not None:
         _say_spend(results, outcome)
         if outcome.end is not None:
             outcome.end.args = (f"{outcome.end}; {_kept(results)}",)
             raise outcome.end
-        if outcome.failed:
-            log(f"failed: {len(outcome.failed)} judgments are missing; the same command asks for them again")
-            return 1
-    return 1 if unread else 0
+    if results["missing"]:
+        how = "the files lack them" if outcome is None else "the same command asks for them again"
+        log(f"failed: {results['missing']} judgments are missing; {how}")
+    return 1 if failed or results["missing"] else 0
+
+
+def _failures(results: Results, allowed: float) -> list[str]:
+    """What makes numbers of the judgments that are there useless. allowed: share of them without a verdict."""
+    found = []
+    for row in results["models"]:
+        name = row["model"]
+        share = results["parse_failures"][name]
+        if share > allowed:
+            found.append(
+                f"{name}: {100 * share:.1f} % of the judgments have no verdict (max_parse_failures is "
+                f"{100 * allowed:g} %): a judge that cannot keep the form of the prompt measures nothing"
+            )
+        elif not row["judged"]:
+            found.append(f"{name}: there is no verdict")
+    return found
 
 
 def _kept(results: Results) -> str:

@@ -54,8 +54,7 @@ def score_calls(
         suffix = "_with_reference" if question.reference else ""
         for turn, name in enumerate(("first_turn", "second_turn")[: len(question.turns)], start=1):
             here = {"question": values[f"question_{turn}"], "answer": values[f"answer_{turn}"]}
-            template = getattr(benchmark.prompts, name + suffix)
-            calls.append(_call(benchmark, Case(model, question.id, turn), fill(template, {**values, **here})))
+            calls.append(_call(benchmark, Case(model, question.id, turn), name + suffix, {**values, **here}))
     return calls
 
 
@@ -85,8 +84,8 @@ def pair_calls(
         shown = {"question": conversation(question)}
         for order in (MODEL_FIRST,) if single_order else (MODEL_FIRST, BASELINE_FIRST):
             first, second = (ours, theirs) if order == MODEL_FIRST else (theirs, ours)
-            text = fill(benchmark.prompts.pair, {**shown, "answer_a": first, "answer_b": second})
-            calls.append(_call(benchmark, Case(model, question.id, 1, order), text))
+            values = {**shown, "answer_a": first, "answer_b": second}
+            calls.append(_call(benchmark, Case(model, question.id, 1, order), "pair", values))
     return calls
 
 
@@ -107,6 +106,8 @@ def _values(question: Question, answer: Answer) -> dict[str, str]:
     return values
 
 
-def _call(benchmark: Benchmark, case: Case, text: str) -> Call:
-    system = (Message("system", benchmark.prompts.system.strip()),) if benchmark.prompts.system.strip() else ()
-    return Call(case, (*system, Message("user", text.strip())))
+def _call(benchmark: Benchmark, case: Case, template: str, values: dict[str, str]) -> Call:
+    prompts = benchmark.prompts
+    system = prompts.system_of(template)
+    text = fill(getattr(prompts, template), values).strip()
+    return Call(case, (*((Message("system", system),) if system else ()), Message("user", text)))

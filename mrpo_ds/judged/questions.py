@@ -145,12 +145,13 @@ def _checked(read: "Callable[[Row], Question | None]", row: Row, place: str) -> 
 
 
 def _mt_bench(row: Row) -> Question:
-    """FastChat's question.jsonl, or the Hub's mt_bench_prompts."""
-    turns = row["turns"] if "turns" in row else row["prompt"]
+    """FastChat's question.jsonl, whose question_id its reference answers have too."""
+    if "question_id" not in row and "prompt_id" in row:
+        raise ValueError("prompt_id is not FastChat's number of a question, by which reference answers are found")
+    turns = row["turns"]
     if isinstance(turns, str) or not turns:
         raise ValueError("turns is no list of texts")
-    name = row["question_id"] if "question_id" in row else row["prompt_id"]
-    return Question(str(name), tuple(turns), str(row["category"]))
+    return Question(str(row["question_id"]), tuple(turns), str(row["category"]))
 
 
 def _arena_hard(row: Row) -> Question:

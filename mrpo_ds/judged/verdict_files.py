@@ -4,6 +4,7 @@ Where a file has the number or the verdict itself, that is taken and its text is
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mrpo_ds.config.schema import SourceConfig
@@ -12,8 +13,8 @@ from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.judged.benchmarks import Benchmark
 from mrpo_ds.judged.judgments import case_of
 from mrpo_ds.judged.prompts import BASELINE_FIRST, MODEL_FIRST, Case
-from mrpo_ds.judged.questions import text_id
-from mrpo_ds.judged.verdicts import OUTCOMES, Verdict, read_verdict
+from mrpo_ds.judged.questions import numbered, text_id
+from mrpo_ds.judged.verdicts import OUTCOMES, Verdict, label_of, read_verdict
 
 Row = Mapping[str, Any]
 FASTCHAT_FAILURE = -1
@@ -23,22 +24,71 @@ LAYOUT_HELP = (
 )
 
 
-def read_verdict_files(benchmark: Benchmark, files: Sequence[str]) -> list[Verdict]:
+@dataclass(frozen=True)
+class Filed:
+    """A verdict of a file, and what it must share with all that it is put together with."""
+
+    verdict: Verdict
+    baseline: str
+    """Whom the model was compared with; "" where the file does not say, or of a single answer."""
+    judge: str
+    """"" where the file does not say."""
+
+
+def read_verdict_files(benchmark: Benchmark, files: Sequence[str]) -> list[Filed]:
     """The verdicts of files, in their order. One case may have several: FastChat averages over all of them, as we do.
 
-    Raises DataError when a file cannot be read, or has a row of no known layout.
+    An instruction that a file of AlpacaEval has twice is two questions, numbered as in the file of questions.
+
+    Raises DataError when a file cannot be read, or has a row of no known layout, and when there is no verdict.
     """
-    found: list[Verdict] = []
+    found: list[Filed] = []
     seen: set[tuple[str, Case]] = set()
     for file in files:
+        named: dict[tuple[Case, str], int] = {}
         for number, row in read_rows(SourceConfig(source=file)):
+            baseline, judge = _baseline(row), _judge(row)
             for verdict in _read(benchmark, row, f"{file} row {number}"):
                 ours = (str(row.get("key", "")), verdict.case)
                 if ours[0] and ours in seen:
                     continue  # of our own records the same one again, such as a copy of the file
                 seen.add(ours)
-                found.append(verdict)
+                if "instruction" in row:  # named by its text, which may come twice, as in the questions
+                    named[verdict.case, baseline] = named.get((verdict.case, baseline), 0) + 1
+                    found.append(Filed(_again(verdict, named[verdict.case, baseline]), baseline, judge))
+                else:
+                    found.append(Filed(verdict, baseline, judge))
+    if not found:
+        raise DataError(f"{', '.join(files)}: there is no verdict; {LAYOUT_HELP}")
     return found
+
+
+def _again(verdict: Verdict, occurrence: int) -> Verdict:
+    name = numbered(verdict.case.question, occurrence)
+    return replace(verdict, case=replace(verdict.case, question=name))
+
+
+def origin_of(found: Sequence[Filed]) -> tuple[str, str]:
+    """The baseline and the judge of verdicts. Raises DataError where they have not one of each."""
+    for what, names in (("baseline", {one.baseline for one in found}), ("judge", {one.judge for one in found})):
+        if len(names) > 1:
+            listed = ", ".join(sorted(name or "one that is not named" for name in names))
+            raise DataError(
+                f"the verdicts are of more than one {what}: {listed}; allowed in one table: one. Give the files, "
+                "MODELs or --questions that have one alone, or take the other rows out."
+            )
+    return found[0].baseline, found[0].judge
+
+
+def _baseline(row: Row) -> str:
+    """generator_1 of AlpacaEval; our own records and Arena-Hard from version 2 on have a baseline."""
+    return str(row.get("generator_1" if "instruction" in row else "baseline") or "")
+
+
+def _judge(row: Row) -> str:
+    """FastChat's judge is its name and its prompt's, of which a model has several; AlpacaEval says annotator."""
+    judge = row.get("annotator" if "instruction" in row else "judge") or ""
+    return str(judge[0]) if isinstance(judge, list) and judge else str(judge)
 
 
 def _read(benchmark: Benchmark, row: Row, place: str) -> Iterable[Verdict]:
@@ -81,11 +131,12 @@ def _arena_hard(benchmark: Benchmark, row: Row) -> Iterator[Verdict]:
     question = str(row["uid"] if "uid" in row else row["question_id"])
     for game, order in zip(row["games"], (BASELINE_FIRST, MODEL_FIRST), strict=False):
         case = Case(str(row["model"]), question, 1, order)
-        label = game["score"] if game else None
-        meaning = benchmark.labels.get(str(label).strip().removeprefix("[[").removesuffix("]]"))
-        if meaning is None:
-            yield Verdict(case, None, failure="no verdict" if label is None else f"unknown verdict {label!r}")
+        said = game["score"] if game else None
+        label = label_of(benchmark.labels, str(said).strip().removeprefix("[[").removesuffix("]]").strip())
+        if said is None or label is None:
+            yield Verdict(case, None, failure="no verdict" if said is None else f"unknown verdict: {said!r}")
             continue
+        meaning = benchmark.labels[label]
         value = OUTCOMES[meaning.removesuffix("_much")]
         yield Verdict(case, 1.0 - value if order == BASELINE_FIRST else value, meaning.endswith("_much"))
 
@@ -103,9 +154,9 @@ def _alpaca_eval(row: Row) -> Verdict:
     return Verdict(case, preference - 1)
 
 
-def models_of(verdicts: Sequence[Verdict], asked: Sequence[str]) -> list[str]:
+def models_of(found: Sequence[Filed], asked: Sequence[str]) -> list[str]:
     """The models of files, or those that were asked for. Raises ConfigError for one that is not there."""
-    known = list(dict.fromkeys(verdict.case.model for verdict in verdicts))
+    known = list(dict.fromkeys(one.verdict.case.model for one in found))
     missing = next((name for name in asked if name not in known), None)
     if missing is not None:
         raise ConfigError(f"MODEL is {missing!r}; allowed with --verdicts: those of the files, {', '.join(known)}.")

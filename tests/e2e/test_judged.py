@@ -65,7 +65,9 @@ class World:
         """The words of a command. Pairs are judged against the base model."""
         named = [f"{name}={self.models[name]}" for name in models]
         options = ["--questions", str(self.root / f"{Path(bench).stem}.jsonl"), "--judge", self.judge()]
-        if "mt_bench" not in bench:
+        if "mt_bench" in bench:
+            options += ["--reference-answers", str(self.root / "references.jsonl")]
+        else:
             options += ["--baseline", f"base={self.models['base']}"]
         return ["judge", bench, *named, *options, "--out", str(self.root / out), "--resamples", "50", *more]
 
@@ -121,7 +123,6 @@ def shorter_answers(root: Path, bench: str) -> None:
     """The benchmark with answers of a few tokens: a copy of its file, as a user makes one."""
     content = yaml.safe_load((ROOT / "eval/judged" / f"{bench}.yaml").read_text(encoding="utf-8"))
     content["generation"]["max_new_tokens"] = 12
-    content["reference_categories"] = []
     (root / f"{bench}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
@@ -134,11 +135,20 @@ def write_questions(root: Path) -> None:
         for index, text in enumerate(asked)
     ]
     write_jsonl(root / "mt_bench.jsonl", rows)
+    write_jsonl(
+        root / "references.jsonl",
+        [{"question_id": row["question_id"], "choices": [{"turns": references(row["question_id"])}]} for row in rows],
+    )
     write_jsonl(root / "arena_hard.jsonl", [{"uid": f"u{n}", "prompt": text} for n, text in enumerate(asked)])
     write_jsonl(root / "alpaca_eval.jsonl", [{"dataset": "colours", "instruction": text} for text in asked])
     talk = "\n\nHuman: {}\n\nAssistant: Guess.\n\nHuman: Red?\n\nAssistant: {}"
     rows = [{"chosen": talk.format(text, "No."), "rejected": talk.format(text, "Yes.")} for text in asked]
     write_jsonl(root / "hh_rlhf.jsonl", rows)
+
+
+def references(question: object) -> list[str]:
+    """What a right answer to each turn is."""
+    return [f"The solution {turn} of {question}." for turn in (1, 2)]
 
 
 def verdict_in(record: dict[str, Any]) -> str:
@@ -198,6 +208,9 @@ def test_mt_bench_from_models_to_the_table(scores: World) -> None:
         for (question, turn), record in mine.items():  # the judge has seen what the model said, of both turns
             prompt = record["prompt"][-1]["content"]
             assert all(text in prompt for text in answers[question][:turn])
+            has_reference = int(question) % 3 != 0  # 81, 84, 87 are of writing, the others of math and coding
+            known = [text in prompt for text in references(question)]
+            assert known == [has_reference, has_reference and turn == 2]
             assert record["usage"]["input_tokens"] > 0 and record["usage"]["output_tokens"] > 0
         (row,) = [row for row in scores.results("mt")["models"] if row["model"] == name]
         marks = [float(verdict_in(record)) for record in mine.values()]
@@ -472,7 +485,9 @@ def test_the_four_benchmarks_with_a_real_model(tmp_path: Path) -> None:
             words = ["judge", str(tmp_path / f"{bench}.yaml"), f"other={other}", "--questions", str(questions)]
             words += ["--judge", world.judge(max_tokens=64, timeout_seconds=900), "--limit", "2"]
             words += ["--out", str(tmp_path / bench)]
-            words += [] if bench == "mt_bench" else ["--baseline", f"smollm2={SMOLLM2}"]
+            references = DATA / "eval/mt_bench/reference_answer_gpt-4.jsonl"
+            pairs = ["--baseline", f"smollm2={SMOLLM2}"]
+            words += ["--reference-answers", str(references)] if bench == "mt_bench" else pairs
             print(world.run(words, timeout=1800))
             (row,) = world.results(bench)["models"]
             assert row["judged"] == 4 and row["missing"] == row["no_verdict"] == 0

@@ -1,5 +1,8 @@
-"""Who may work in a folder beside whom."""
+"""Who may work in a folder or a file beside whom, and file systems that know no locks."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mrpo_ds.errors import ConfigError
+from mrpo_ds.judged.answers import AnswerFile
 from mrpo_ds.locks import locked, locked_part
 
 
@@ -54,3 +58,26 @@ def test_a_process_that_inherits_the_locks_of_a_part_holds_them(tmp_path: Path) 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", (0, 2), "--out is .*, and cannot be written: ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    said = f"cannot be locked: {os.strerror(number)}; allowed for --out: a folder on a file system with file locks"
+    with pytest.raises(ConfigError, match=said), locked(tmp_path, "sweep"):
+        pass
+    with pytest.raises(ConfigError, match=f"m.jsonl' {said}"), AnswerFile(tmp_path / "m.jsonl", {}).opened():
+        pass
+
+
+def test_a_file_of_answers_has_one_writer(tmp_path: Path) -> None:
+    refused = pytest.raises(ConfigError, match="another process writes answers to '.*m.jsonl'; wait for it")
+    with AnswerFile(tmp_path / "m.jsonl", {}).opened(), refused, AnswerFile(tmp_path / "m.jsonl", {}).opened():
+        pass
+    with AnswerFile(tmp_path / "m.jsonl", {}).opened():
+        pass

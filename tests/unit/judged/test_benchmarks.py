@@ -48,7 +48,10 @@ def test_mt_bench_has_the_temperatures_and_references_of_its_protocol():
 def test_arena_hard_counts_much_better_three_times():
     benchmark = load_benchmark("arena_hard")
     assert (benchmark.summary, benchmark.much_weight) == ("bradley_terry", 3)
-    assert benchmark.labels == {"A>>B": "a_much", "A>B": "a", "A=B": "tie", "B>A": "b", "B>>A": "b_much"}
+    assert benchmark.labels == {
+        **{"A>>B": "a_much", "A>B": "a", "A=B": "tie", "B>A": "b", "B>>A": "b_much"},
+        **{"B<<A": "a_much", "B<A": "a", "B=A": "tie", "A<B": "b", "A<<B": "b_much"},
+    }
 
 
 def test_hh_rlhf_is_the_papers():
@@ -79,6 +82,8 @@ def test_hh_rlhf_is_the_papers():
             "first_turn does not show .* \\{answer\\} or \\{answer_1\\}",
         ),
         ("mt_bench", {"prompts__second_turn": "{answer_1}"}, "prompts.second_turn does not show .* \\{answer_2\\}"),
+        ("mt_bench", {"prompts__systems": {"third": "x"}}, "prompts.systems is 'third'; allowed: first_turn"),
+        ("hh_rlhf", {"prompts__systems": {"first_turn": "x"}}, "prompts.systems is 'first_turn'; allowed: pair"),
         ("mt_bench", {"questions__layout": "csv"}, "questions.layout is 'csv'; allowed: mt_bench"),
         ("mt_bench", {"generation__max_new_tokens": 0}, "max_new_tokens is 0"),
         ("mt_bench", {"generation__temperature": -1.0}, "temperature"),
@@ -130,6 +135,31 @@ def test_the_second_turn_is_judged_with_the_first_and_references_where_there_are
     assert [call.messages[-1].content for call in calls] == ["1 q a1", "2 q a1 p b1", "1r r a2", "2r r s b2"]
     assert all(call.messages[0] == Message("system", "be fair") for call in calls)
     assert [(call.case.question, call.case.turn) for call in calls] == [("1", 1), ("1", 2), ("2", 1), ("2", 2)]
+
+
+def test_fastchats_prompts_have_a_system_message_for_each_template(tmp_path):
+    """The turns of a conversation are graded by an instruction that is the system message, with braces that stay."""
+    grade = 'Grade the second answer, strictly as "[[rating]]", such as {this}: "Rating: [[5]]".\n\n'
+    prompts = {
+        "system": "You are a helpful assistant.",
+        "systems": {"second_turn": grade, "second_turn_with_reference": ""},
+        "first_turn": "[Question]\n{question}\n\n[Answer]\n{answer}\n[End]",
+        "second_turn": "### User:\n{question_1}\n{answer_1}\n{question_2}\n{answer_2}",
+        "first_turn_with_reference": "{question} {reference_1} {answer}",
+        "second_turn_with_reference": "{reference_1} {reference_2} {answer_2}",
+    }
+    benchmark = load_benchmark(changed(tmp_path, "mt_bench", prompts=prompts))
+    questions = [Question("81", ("q", "p"), "stem"), Question("111", ("u", "v"), "math", ("r", "s"))]
+    answers = {name: Answer(name, (f"a{name}", f"b{name}")) for name in ("81", "111")}
+    calls = score_calls(benchmark, "m", questions, answers)
+    helpful = Message("system", prompts["system"])
+    assert [call.messages[:-1] for call in calls] == [
+        (helpful,),
+        (Message("system", grade.strip()),),
+        (helpful,),
+        (),
+    ]
+    assert calls[1].messages[-1].content == "### User:\nq\na81\np\nb81"
 
 
 def test_a_pair_in_both_orders_and_in_the_papers():

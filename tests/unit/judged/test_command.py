@@ -106,10 +106,50 @@ def test_fewer_questions_and_verdicts_that_are_missing_are_said(tmp_path, capfd)
     verdicts = fastchat(tmp_path, 8, 4, 6)
     questions = str(write_jsonl(tmp_path / "q.jsonl", QUESTIONS))
     words = ["mt_bench", "--verdicts", verdicts, "--questions", questions, "--out", str(tmp_path / "out")]
-    code, said, _ = run(capfd, *words)
-    assert code == 0 and "m: 3 judgments are missing." in said
-    _, said, _ = run(capfd, *words, "--limit", "1")
+    code, said, err = run(capfd, *words)
+    assert code == 1 and "m: 3 judgments are missing." in said
+    assert "failed: 3 judgments are missing; the files lack them" in err
+    code, said, _ = run(capfd, *words, "--limit", "1")
+    assert code == 0, "both turns of the one question are there"
     assert "1 verdicts on other questions are left out" in said and "| 6.00 +-" not in said and "6.00" in said
+
+
+def test_verdicts_on_other_questions_alone_are_a_mistake(tmp_path, capfd):
+    rows = [{"question_id": 1, "category": "stem", "turns": ["a?", "b?"]}]
+    questions = str(write_jsonl(tmp_path / "q.jsonl", rows))
+    words = ["--verdicts", fastchat(tmp_path, 8, 4), "--questions", questions, "--out", str(tmp_path / "out")]
+    code, out, err = run(capfd, "mt_bench", *words)
+    assert (code, out) == (2, "") and "none of the 2 verdicts of" in err and "is on one of the questions" in err
+
+
+def test_a_model_without_a_verdict_is_an_error_also_where_all_may_fail(tmp_path, capfd):
+    content = yaml.safe_load((OURS / "mt_bench.yaml").read_text(encoding="utf-8")) | {"max_parse_failures": 1.0}
+    bench = tmp_path / "lenient.yaml"
+    bench.write_text(yaml.safe_dump(content), encoding="utf-8")
+    code, _, err = run(capfd, str(bench), "--verdicts", fastchat(tmp_path, -1, -1), "--out", str(tmp_path / "out"))
+    assert code == 1 and "failed: m: there is no verdict" in err
+
+
+def own(name: str, baseline: str, judge: str, label: str) -> list[dict[str, Any]]:
+    """Four of our own records, each of another question."""
+    head = {"model": name, "baseline": baseline, "judge": judge, "turn": 1, "order": "model_first"}
+    return [head | {"key": f"{baseline}{n}", "question": f"q{n}", "judgment": f"[[{label}]]"} for n in range(4)]
+
+
+def test_files_of_two_baselines_or_judges_are_not_one_table(tmp_path, capfd):
+    """Four wins against one and four losses against another are no win rate of 50."""
+    out = tmp_path / "out"
+    wins, losses = own("m", "base", "j", "A"), own("m", "gpt4", "j", "B")
+    both = str(write_jsonl(tmp_path / "both.jsonl", wins + losses))
+    code, said, err = run(capfd, "alpaca_eval", "--verdicts", both, "--out", str(out))
+    assert (code, said) == (2, "") and "of more than one baseline: base, gpt4; allowed in one table: one" in err
+    other = str(write_jsonl(tmp_path / "other.jsonl", wins + own("n", "base", "k", "B")))
+    code, _, err = run(capfd, "alpaca_eval", "--verdicts", other, "--out", str(out))
+    assert code == 2 and "of more than one judge: j, k;" in err
+    code, said, _ = run(capfd, "alpaca_eval", "m", "--verdicts", other, "--out", str(out), "--resamples", "20")
+    assert code == 0 and "| 100.0 +- 0.0 |" in said and "Percent against base;" in said and "judge j" in said
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert (results["baseline"], results["settings"]["judge_of_verdicts"]) == ("base", "j")
 
 
 def test_judgments_without_a_verdict_are_counted_and_too_many_are_an_error(tmp_path, capfd):
@@ -210,6 +250,26 @@ def test_references_are_asked_for_before_anything_is_answered(tmp_path, capfd):
         code, said, _ = run(capfd, *words, "--reference-answers", str(file), "--out", str(tmp_path / "out"))
         assert code == 0 and "| 7.00" in said
         assert "<solution>\nthe solution\n</solution>" in seen[0]["body"]["messages"][-1]["content"]
+
+
+def test_both_turns_of_a_math_question_are_judged_beside_their_references(tmp_path, capfd):
+    rows = [
+        {"question_id": 81, "category": "writing", "turns": ["Write.", "Shorter."]},
+        {"question_id": 111, "category": "math", "turns": ["1 + 1?", "Twice that?"]},
+    ]
+    questions = str(write_jsonl(tmp_path / "q.jsonl", rows))
+    said_by = [{"question_id": row["question_id"], "choices": [{"turns": ["two", "four"]}]} for row in rows]
+    answers = write_jsonl(tmp_path / "a.jsonl", said_by)
+    known = [{"question_id": 111, "choices": [{"turns": ["It is 2.", "It is 4."]}]}]
+    references = str(write_jsonl(tmp_path / "r.jsonl", known))
+    with serving(ok()) as (url, seen):
+        words = ["mt_bench", f"m={answers}", "--questions", questions, "--judge", judge_file(tmp_path, url)]
+        code, said, _ = run(capfd, *words, "--reference-answers", references, "--out", str(tmp_path / "out"))
+    assert code == 0 and "| 7.00" in said
+    texts = [one["body"]["messages"][-1]["content"] for one in seen]
+    shown = [[part in text for part in ("It is 2.", "It is 4.", "Twice that?", "four")] for text in texts]
+    assert shown == [[False] * 4, [False] * 3 + [True], [True] + [False] * 3, [True] * 4]
+    assert not any("{" in text for text in texts), "every name is filled"
 
 
 def test_the_help_names_what_there_is(capfd):

@@ -17,7 +17,7 @@ from mrpo_ds.judged.bradley_terry import BOUND, strengths, win_rates
 from mrpo_ds.judged.prompts import BASELINE_FIRST, MODEL_FIRST, Case
 from mrpo_ds.judged.questions import read_questions
 from mrpo_ds.judged.scoring import Game, arena, games_of, summarize_pairs, summarize_scores
-from mrpo_ds.judged.verdict_files import read_verdict_files
+from mrpo_ds.judged.verdict_files import origin_of, read_verdict_files
 from mrpo_ds.judged.verdicts import Verdict
 
 DATA = (Path(__file__).parents[3] / "../shared/data").resolve()
@@ -83,7 +83,7 @@ def test_published_mt_bench_judgments_have_the_averages_of_their_file():
                 direct[row["model"], key].append(row["score"])
     benchmark = load_benchmark("mt_bench")
     questions = read_questions(benchmark, str(DATA / "eval/mt_bench/question.jsonl"), None).questions
-    verdicts = read_verdict_files(benchmark, [str(file)])
+    verdicts = [one.verdict for one in read_verdict_files(benchmark, [str(file)])]
     assert len(verdicts) == len(rows) == 640
     assert sum(verdict.value is None for verdict in verdicts) == sum(row["score"] == -1 for row in rows) == 1
     models = {row["model"] for row in rows}
@@ -170,26 +170,8 @@ def test_the_papers_table_from_its_counts():
 
 
 @published
-def test_published_preferences_have_the_win_rates_of_their_file():
-    """AlpacaEval's weighed win rate is the mean of preference - 1."""
-    file = DATA / "preference/alpaca_eval_ranked/ranked.jsonl.gz"
-    rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().split("\n") if line]
-    direct = defaultdict(list)
-    for row in rows:
-        for one in row["completions"]:
-            direct[one["generator_2"]].append(float(one["preference"]))
-    benchmark = load_benchmark("alpaca_eval")
-    assert len(direct) == 8
-    for name, preferences in direct.items():
-        verdicts = [pair(str(n), MODEL_FIRST, value - 1, model=name) for n, value in enumerate(preferences)]
-        found = summarize_pairs(verdicts, HOW)
-        assert found["win_rate"] == pytest.approx(np.mean(preferences) - 1, abs=1e-12)
-        assert found["stderr"] == pytest.approx(np.std(preferences, ddof=1) / math.sqrt(len(preferences)), abs=1e-12)
-    assert not benchmark.is_scores
-
-
-@published
-def test_published_preferences_as_annotation_files(tmp_path):
+def test_published_preferences_have_the_win_rates_of_their_file(tmp_path):
+    """AlpacaEval's weighed win rate is the mean of preference - 1, of annotations in its own layout."""
     rows = gzip.decompress((DATA / "preference/alpaca_eval_ranked/ranked.jsonl.gz").read_bytes()).decode().split("\n")
     annotations = [
         {key: row[key] for key in ("instruction", "generator_1")}
@@ -199,10 +181,16 @@ def test_published_preferences_as_annotation_files(tmp_path):
     ]
     (tmp_path / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
     verdicts = read_verdict_files(load_benchmark("alpaca_eval"), [str(tmp_path / "annotations.json")])
-    found = summarize_pairs([one for one in verdicts if one.case.model == "phi-2-sft"], HOW)
-    direct = [row["preference"] - 1 for row in annotations if row["generator_2"] == "phi-2-sft"]
-    assert found["win_rate"] == pytest.approx(np.mean(direct), abs=1e-12)
-    assert found["judged"] == len(direct) == 613
+    assert origin_of(verdicts) == ("gpt4_1106_preview", "")
+    direct = defaultdict(list)
+    for row in annotations:
+        direct[row["generator_2"]].append(float(row["preference"]) - 1)
+    assert len(direct) == 8
+    for name, values in direct.items():
+        found = summarize_pairs([one.verdict for one in verdicts if one.verdict.case.model == name], HOW)
+        assert found["judged"] == len(found["questions"]) == len(values) >= 611
+        assert found["win_rate"] == pytest.approx(np.mean(values), abs=1e-12)
+        assert found["stderr"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(len(values)), abs=1e-12)
 
 
 # ---- Bradley-Terry ---------------------------------------------------------------------------------------------------
