@@ -2,15 +2,16 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mrpo_ds.console import Progress, progress, warn
 from mrpo_ds.errors import MrpoError, Stopped
-from mrpo_ds.judged.endpoint import CallFailed, Endpoint, Reply
+from mrpo_ds.judged.endpoint import CallFailed, Endpoint
 from mrpo_ds.judged.judge import Judge
 from mrpo_ds.judged.judgments import Judgments
 from mrpo_ds.judged.prompts import Call
+from mrpo_ds.judged.replies import Reply, Usage
 from mrpo_ds.judged.spending import Spending
 from mrpo_ds.signals import first_signal
 
@@ -20,7 +21,7 @@ LOOK_SECONDS = 0.2
 
 
 class CapReached(MrpoError):
-    """The next call might go beyond --max-cost."""
+    """The next attempt might go beyond --max-cost."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ def ask_all(judge: Judge, calls: Sequence[Call], baseline: str | None, kept: Jud
             todo.setdefault(key, call)
     distinct = len({judge.key(call) for call in calls})
     cached = distinct - len(todo)
-    work = _Work(judge, todo, baseline, kept, Spending(judge, cap, kept.usd))
+    spending = Spending(judge, cap)
+    for record in kept.lines:
+        spending.count(record)
+    work = _Work(judge, todo, baseline, kept, spending)
     with progress(distinct, "judge", "judgments", cached) as bar, first_signal(work.stop):
         work.run(bar)
     try:
@@ -126,7 +130,7 @@ class _Work:
                 failure = CallFailed(f"{type(error).__name__}: {error}", fatal=True)
             with self._changed:
                 self._under_way -= 1
-                cost = self.spending.end(estimate, call, reply)
+                cost = self.spending.end(estimate, call, None if reply is None else reply.usage)
                 if reply is not None:
                     self._keep(key, call, reply, cost)
                 elif failure is not None:
@@ -143,12 +147,7 @@ class _Work:
                     self._under_way += 1
                     return key, call, self.spending.begin(call)
                 if not self._under_way:
-                    self._stop(
-                        CapReached(
-                            f"--max-cost {self.spending.cap:g} USD: {self.spending.spent:.4f} USD are spent, and the "
-                            f"next call may cost {self.spending.estimate(call):.4f}; give a higher --max-cost to go on"
-                        )
-                    )
+                    self._stop(self._cap_reached(call))
                 else:
                     self._changed.wait(LOOK_SECONDS)
             return None
@@ -180,16 +179,25 @@ class _Work:
         self.end = self.end or why
         self._stopped.set()
 
-    def _lost(self, call: Call, why: str) -> None:
-        """An attempt may have been billed, and no judgment came."""
-        if not self._judge.has_prices:
-            return
+    def _lost(self, call: Call, why: str, usage: Usage, last: bool) -> None:
+        """An attempt may have been billed, and no judgment came; the next one must fit below the cap like a call."""
         with self._changed:
-            record = {**self._head(self._judge.key(call), call), "lost": why, "usd": self.spending.lose(call)}
+            usage = self.spending.most(call, usage)
+            cost = self.spending.lose(call, usage)
+            lost = {"lost": why, "usage": asdict(usage), "usd": cost if self._judge.has_prices else None}
             try:
-                self._kept.add(record)
+                self._kept.add({**self._head(self._judge.key(call), call), **lost})
             except OSError as error:
                 self._stop(_unwritten(error))
+            if not last and not self.spending.holds():
+                self._stop(self._cap_reached(call))
+
+    def _cap_reached(self, call: Call) -> CapReached:
+        spending = self.spending
+        return CapReached(
+            f"--max-cost {spending.cap:g} USD: {spending.spent:.4f} USD are spent, and the next call may cost "
+            f"{spending.estimate(call):.4f}; give a higher --max-cost to go on"
+        )
 
     def _head(self, key: str, call: Call) -> dict[str, Any]:
         case = call.case
@@ -204,14 +212,14 @@ class _Work:
         }
 
     def _record(self, key: str, call: Call, reply: Reply, cost: float) -> dict[str, Any]:
-        usage = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
         return {
             **self._head(key, call),
             "prompt": [{"role": message.role, "content": message.content} for message in call.messages],
             "judgment": reply.text,
             "finish_reason": reply.finish,
             "first_token": reply.top,
-            "usage": usage,
+            "max_tokens": self._judge.max_tokens,
+            "usage": asdict(reply.usage),
             "usd": cost if self._judge.has_prices else None,
             "served_model": reply.served,
             "attempts": reply.attempts,

@@ -1,20 +1,18 @@
 """One call of a judge over HTTP: attempts, pauses between them, and what a server may answer instead of a judgment."""
 
-import json
-import math
 import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import httpx
 
 from mrpo_ds.judged.judge import Judge
 from mrpo_ds.judged.prompts import Call
+from mrpo_ds.judged.replies import NoReply, Reply, Usage, read_reply, server_words, words
 
 TOO_MANY = 429
 TIMED_OUT = 408
@@ -22,8 +20,6 @@ OF_ONE_CALL = (400, 413, 422)
 """Refusals that may be about this prompt alone: too long, or against a policy of the server."""
 MOST_BYTES = 1 << 24
 """Of an answer: a judgment is some kilobytes."""
-SHOWN = 300
-"""Characters of a server's words in a message."""
 
 
 class CallFailed(Exception):
@@ -44,35 +40,21 @@ class _Transient(Exception):
         self.billed = billed
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a judge said."""
-
-    text: str
-    finish: str | None
-    """finish_reason: stop, length, content_filter, ..."""
-    served: str | None
-    """The model that the server says has answered."""
-    input_tokens: int | None
-    """None where the server does not count."""
-    output_tokens: int | None
-    top: dict[str, float] = field(default_factory=dict)
-    """Of the first token: text -> log-prob, nats, where they were asked for."""
-    attempts: int = 1
-    seconds: float = 0.0
-    """Of the attempt that succeeded."""
+Lost = Callable[[Call, str, Usage, bool], None]
+"""Is told of an attempt that may have been billed though no judgment came: the call, why, the tokens as far as they are
+known, and whether it was the call's last attempt."""
 
 
 class Endpoint:
     """A judge that can be asked from several threads."""
 
-    def __init__(self, judge: Judge, stopped: threading.Event, lost: Callable[[Call, str], None]) -> None:
+    def __init__(self, judge: Judge, stopped: threading.Event, lost: Lost) -> None:
         """Open nothing yet.
 
         Args:
             judge: whom to ask. Raises ConfigError when its key is not set.
             stopped: ends pauses between attempts.
-            lost: is told of attempts that may have been billed though no judgment came: the call, and why.
+            lost: is told of attempts that may have been billed in vain; it may set stopped.
         """
         self._judge = judge
         self._stopped = stopped
@@ -102,7 +84,7 @@ class Endpoint:
             except _Transient as error:
                 message = str(error)
                 if error.billed:
-                    self._lost(call, message)
+                    self._lost(call, message, Usage(), attempt == judge.retries)
                 if attempt == judge.retries:
                     break
                 pause = judge.backoff_seconds * 2**attempt * random.uniform(0.5, 1.0)
@@ -137,18 +119,21 @@ class Endpoint:
         except httpx.ConnectError as error:
             raise _Transient(f"{self._url} cannot be reached: {error}") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Transient(f"{self._url} broke the connection: {_words(str(error))}", billed=True) from error
+            raise _Transient(f"{self._url} broke the connection: {words(str(error))}", billed=True) from error
         except (httpx.InvalidURL, UnicodeError) as error:
             raise CallFailed(f"{self._url} is no address: {error}", fatal=True) from error
         seconds = time.monotonic() - started
         self._check_status(response, bytes(received))
-        return read_reply(bytes(received), self._url, number, seconds)
+        try:
+            return replace(read_reply(bytes(received)), attempts=number, seconds=seconds)
+        except NoReply as error:
+            raise CallFailed(f"{self._url} answered {error}") from error
 
     def _check_status(self, response: httpx.Response, body: bytes) -> None:
         status = response.status_code
         if status == httpx.codes.OK:
             return
-        said = f"{self._url} answered {status} {response.reason_phrase}: {self._hidden(_server_words(body))}"
+        said = f"{self._url} answered {status} {response.reason_phrase}: {self._hidden(server_words(body))}"
         if status in (TOO_MANY, TIMED_OUT) or status >= 500:
             raise _Transient(said, retry_after(response.headers.get("Retry-After")))
         raise CallFailed(said, fatal=status not in OF_ONE_CALL)
@@ -156,29 +141,6 @@ class Endpoint:
     def _hidden(self, text: str) -> str:
         """The text without the key, which a server may repeat."""
         return text.replace(self._secret, "***") if self._secret else text
-
-
-def read_reply(body: bytes, url: str, attempts: int = 1, seconds: float = 0.0) -> Reply:
-    """A chat completion from the bytes of a 200. Raises CallFailed for anything else."""
-    try:
-        answer = json.loads(body)
-        choice = answer["choices"][0]
-        text = choice["message"]["content"]
-        if not isinstance(text, str | None):
-            raise TypeError("content is no text")
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise CallFailed(f"{url} answered something that is no chat completion: {_words(_decoded(body))}") from error
-    usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
-    return Reply(
-        text=text or "",
-        finish=_text_or_none(choice.get("finish_reason")),
-        served=_text_or_none(answer.get("model")),
-        input_tokens=_count(usage.get("prompt_tokens")),
-        output_tokens=_count(usage.get("completion_tokens")),
-        top=_first_token(choice),
-        attempts=attempts,
-        seconds=seconds,
-    )
 
 
 def retry_after(value: str | None) -> float | None:
@@ -195,43 +157,3 @@ def retry_after(value: str | None) -> float | None:
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
     return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
-
-
-def _first_token(choice: dict[str, Any]) -> dict[str, float]:
-    """Log-probs of the candidates for the first token; the likelier of two that differ in blanks."""
-    try:
-        candidates = choice["logprobs"]["content"][0]["top_logprobs"]
-        found: dict[str, float] = {}
-        for one in candidates:
-            name = str(one["token"]).strip()
-            if math.isfinite(value := float(one["logprob"])):
-                found[name] = max(found.get(name, value), value)
-        return found
-    except (KeyError, IndexError, TypeError, ValueError):
-        return {}
-
-
-def _server_words(body: bytes) -> str:
-    """The message of an OpenAI-like error, or the beginning of whatever it is."""
-    try:
-        error = json.loads(body)["error"]
-        return _words(str(error["message"] if isinstance(error, dict) else error))
-    except (ValueError, KeyError, TypeError):
-        return _words(_decoded(body)) or "(nothing)"
-
-
-def _decoded(body: bytes) -> str:
-    return body[: 4 * SHOWN].decode("utf-8", "replace")
-
-
-def _words(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

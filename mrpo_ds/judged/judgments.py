@@ -3,9 +3,10 @@
     OUT/judgments/<model>.jsonl    what the judge said, by a digest of all that it was asked
 
 A line has `key`, the case (`model`, `baseline`, `question`, `turn`, `order`), `judge`, `prompt`, `judgment`: its words,
-`finish_reason`, `first_token`, `usage`, `usd`, `served_model`, `attempts`, `seconds`. A line with `lost` instead of
-`judgment` is an attempt that may have been billed though no answer came; it counts as spend and as nothing else. One
-with `same_request` is another case of a request that was made already, as of two models that answer alike.
+`finish_reason`, `first_token`, `max_tokens`, `usage`, `usd` (null: no prices were given), `served_model`, `attempts`,
+`seconds`. A line with `lost` instead of `judgment` is an attempt that may have been billed though no answer came, with
+the most that it has cost; it counts as spend and as nothing else. One with `same_request` is another case of a request
+that was made already, as of two models that answer alike.
 """
 
 import json
@@ -32,8 +33,8 @@ class Judgments:
         self._folder = out / FOLDER
         self._by_key: dict[str, Record] = {}
         self._cases: set[tuple[str, Case]] = set()
-        self.usd = 0.0
-        """Spent on all that is there, lost attempts among it."""
+        self.lines: list[Record] = []
+        """All that is there, lost attempts among it."""
         for path in sorted(self._folder.glob("*.jsonl")):
             for record in read_whole_lines(path):
                 self._take(record)
@@ -63,7 +64,7 @@ class Judgments:
             self.add({**record, **asdict(case), "usage": None, "usd": None, "same_request": True})
 
     def _take(self, record: Record) -> None:
-        self.usd += record.get("usd") or 0.0
+        self.lines.append(record)
         if "judgment" in record:
             self._by_key.setdefault(record["key"], record)
             self._cases.add((record["key"], case_of(record)))

@@ -10,17 +10,19 @@ import pytest
 import yaml
 
 from mrpo_ds.errors import ConfigError
-from mrpo_ds.judged.endpoint import CallFailed, Endpoint, Reply, read_reply, retry_after
+from mrpo_ds.judged.endpoint import CallFailed, Endpoint, retry_after
 from mrpo_ds.judged.judge import Judge, load_judge
 from mrpo_ds.judged.prompts import Call, Case
+from mrpo_ds.judged.replies import Reply, Usage, read_reply
 from mrpo_ds.types import Message
 from tests.unit.judged.loopback import judge_at, ok, serving
 
 CALL = Call(Case("m", "81", 1), (Message("system", "be fair"), Message("user", "Which?")))
 
 
-def ask(judge: Judge, lost: list[str] | None = None) -> Reply:
-    endpoint = Endpoint(judge, threading.Event(), lambda call, why: (lost if lost is not None else []).append(why))
+def ask(judge: Judge, lost: list[tuple[str, Usage, bool]] | None = None) -> Reply:
+    told = [] if lost is None else lost
+    endpoint = Endpoint(judge, threading.Event(), lambda call, *what: told.append(what))
     try:
         return endpoint.ask(CALL)
     finally:
@@ -47,7 +49,7 @@ def test_a_request_has_what_a_judgment_depends_on(monkeypatch):
         }
     ]
     assert (reply.text, reply.finish, reply.served) == ("[[7]]", "stop", "judge-2024")
-    assert (reply.input_tokens, reply.output_tokens, reply.attempts) == (11, 3, 1)
+    assert (reply.usage, reply.attempts) == (Usage(11, 3), 1)
 
 
 def test_options_for_models_that_want_another_request():
@@ -71,13 +73,13 @@ def test_the_key_of_a_request_changes_with_all_that_a_judgment_depends_on_and_wi
 def test_probabilities_of_the_first_token():
     top = [{"token": " A", "logprob": -0.5}, {"token": "A", "logprob": -2.0}, {"token": "B", "logprob": -9999.0}]
     choice = {"message": {"content": "A"}, "logprobs": {"content": [{"top_logprobs": [*top, {"token": 1}]}]}}
-    reply = read_reply(json.dumps({"choices": [choice]}).encode(), "url")
+    reply = read_reply(json.dumps({"choices": [choice]}).encode())
     assert reply.top == {}, "what is not in its form is no probability"
     choice["logprobs"]["content"][0]["top_logprobs"] = top
     body = json.dumps({"choices": [choice]}).encode()
-    assert read_reply(body, "url").top == {"A": -0.5, "B": -9999.0}
-    assert read_reply(body.replace(b"-9999.0", b"-Infinity"), "url").top == {"A": -0.5}
-    assert (read_reply(body, "url").input_tokens, read_reply(body, "url").finish) == (None, None)
+    assert read_reply(body).top == {"A": -0.5, "B": -9999.0}
+    assert read_reply(body.replace(b"-9999.0", b"-Infinity")).top == {"A": -0.5}
+    assert (read_reply(body).usage, read_reply(body).finish) == (Usage(), None)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_a_body_that_is_no_completion_is_shown_and_not_asked_again(body):
 
 def test_words_that_are_missing_are_no_words():
     body = {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}
-    assert read_reply(json.dumps(body).encode(), "url").text == ""
+    assert read_reply(json.dumps(body).encode()).text == ""
 
 
 # ---- what is repeated ------------------------------------------------------------------------------------------------
@@ -162,17 +164,17 @@ def test_retry_after_as_number_and_as_date():
 
 
 def test_a_judge_that_hangs_or_drips_is_timed_out_and_may_have_been_billed():
-    lost: list[str] = []
+    lost: list[tuple[str, Usage, bool]] = []
     with (
         serving(ok(), seconds_a_byte=0.05) as (url, seen),
         pytest.raises(CallFailed, match=r"did not answer within timeout_seconds, 0.3 s \(after 2 attempts\)"),
     ):
         ask(judge_at(url, timeout_seconds=0.3, retries=1), lost)
-    assert len(seen) == len(lost) == 2
+    assert len(seen) == 2 and [what[1:] for what in lost] == [(Usage(), False), (Usage(), True)]
 
 
 def test_nobody_there_is_no_bill():
-    lost: list[str] = []
+    lost: list[tuple[str, Usage, bool]] = []
     with pytest.raises(CallFailed, match=r"cannot be reached: .*refused.*after 3 attempts"):
         ask(judge_at("http://127.0.0.1:9/v1"), lost)
     assert lost == []
@@ -181,7 +183,7 @@ def test_nobody_there_is_no_bill():
 def test_pauses_end_when_the_work_is_stopped():
     stopped = threading.Event()
     with serving((503, b"", {})) as (url, _):
-        endpoint = Endpoint(judge_at(url, backoff_seconds=60), stopped, lambda call, why: None)
+        endpoint = Endpoint(judge_at(url, backoff_seconds=60), stopped, lambda *lost: None)
         threading.Timer(0.3, stopped.set).start()
         started = time.monotonic()
         with pytest.raises(CallFailed, match="stopped between attempts"):
