@@ -1,5 +1,6 @@
 """One call of a judge over HTTP: attempts, pauses between them, and what a server may answer instead of a judgment."""
 
+import json
 import random
 import threading
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from urllib.parse import quote
 
 import httpx
 
@@ -22,22 +24,39 @@ MOST_BYTES = 1 << 24
 """Of an answer: a judgment is some kilobytes."""
 
 
+SHORTEST_KEY = 8
+"""Characters. A shorter one is no secret but a word that a server of one's own wants, and may stand in a judgment."""
+
+
 class CallFailed(Exception):
     """A call that brought no judgment."""
 
-    def __init__(self, message: str, fatal: bool = False) -> None:
-        """fatal: the next call would fail in the same way."""
+    def __init__(self, message: str, fatal: bool = False, alone: bool = False) -> None:
+        """fatal: the next call would fail in the same way. alone: it may be about this prompt and no other."""
         super().__init__(message)
         self.fatal = fatal
+        self.alone = alone
 
 
-class _Transient(Exception):
-    """An attempt that failed and may be repeated."""
+class _Failed(Exception):
+    """An attempt that brought no judgment."""
 
-    def __init__(self, message: str, wait: float | None = None, billed: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        again: bool = False,
+        wait: float | None = None,
+        billed: Usage | None = None,
+        fatal: bool = False,
+        alone: bool = False,
+    ) -> None:
+        """again: it may be repeated, after wait seconds. billed: what it may have cost; None: nothing."""
         super().__init__(message)
+        self.again = again
         self.wait = wait
         self.billed = billed
+        self.fatal = fatal
+        self.alone = alone
 
 
 Lost = Callable[[Call, str, Usage, bool], None]
@@ -76,30 +95,53 @@ class Endpoint:
 
     def ask(self, call: Call) -> Reply:
         """The judge's words. Raises CallFailed."""
-        judge = self._judge
         message = ""
-        for attempt in range(judge.retries + 1):
+        for attempt in range(self._judge.retries + 1):
             try:
                 return self._attempt(call, attempt + 1)
-            except _Transient as error:
-                message = str(error)
-                if error.billed:
-                    self._lost(call, message, Usage(), attempt == judge.retries)
-                if attempt == judge.retries:
-                    break
-                pause = judge.backoff_seconds * 2**attempt * random.uniform(0.5, 1.0)
-                pause = min(pause, judge.max_wait_seconds)
-                if error.wait is not None:
-                    if error.wait > judge.max_wait_seconds:
-                        message += f", and asks to wait {error.wait:.0f} s (max_wait_seconds is "
-                        raise CallFailed(f"{message}{judge.max_wait_seconds:g})", fatal=True) from error
-                    pause = max(pause, error.wait)
-                if self._stopped.wait(pause):
-                    raise CallFailed(f"stopped between attempts; the last one: {message}") from error
-        raise CallFailed(f"{message} (after {judge.retries + 1} attempts)")
+            except _Failed as error:
+                message = self._hidden(str(error))
+                last = attempt == self._judge.retries or not error.again
+                if error.billed is not None:
+                    self._lost(call, message, error.billed, last)
+                if not error.again:
+                    raise CallFailed(message, error.fatal, error.alone) from error
+                if not last:
+                    self._pause(attempt, error.wait, message)
+        raise CallFailed(f"{message} (after {self._judge.retries + 1} attempts)")
+
+    def _pause(self, attempt: int, wait: float | None, message: str) -> None:
+        """Wait before the next attempt. Raises CallFailed where that is too long, or the work is stopped."""
+        judge = self._judge
+        pause = min(judge.backoff_seconds * 2**attempt * random.uniform(0.5, 1.0), judge.max_wait_seconds)
+        if wait is not None:
+            if wait > judge.max_wait_seconds:
+                limit = f"max_wait_seconds is {judge.max_wait_seconds:g}"
+                raise CallFailed(f"{message}, and asks to wait {wait:.0f} s ({limit})", fatal=True)
+            pause = max(pause, wait)
+        if self._stopped.wait(pause):
+            raise CallFailed(f"stopped between attempts; the last one: {message}")
 
     def _attempt(self, call: Call, number: int) -> Reply:
         started = time.monotonic()
+        response, body = self._send(call, started)
+        seconds = time.monotonic() - started
+        wait = retry_after(response.headers.get("Retry-After"))
+        status = response.status_code
+        if status != httpx.codes.OK:
+            raise _by_status(
+                status, f"{self._url} answered {status} {response.reason_phrase}: {server_words(body)}", wait
+            )
+        try:
+            return replace(read_reply(body), attempts=number, seconds=seconds)
+        except NoReply as error:
+            said = f"{self._url} answered {error}"
+            if error.status is not None:
+                raise _by_status(error.status, said, wait, error.billed) from error
+            raise _Failed(said, billed=error.billed, alone=error.billed is not None) from error
+
+    def _send(self, call: Call, started: float) -> tuple[httpx.Response, bytes]:
+        """What came, without the key. Raises _Failed where nothing did."""
         limit = self._judge.timeout_seconds
         try:
             with self._client.stream("POST", self._url, json=self._judge.request(call)) as response:
@@ -109,38 +151,39 @@ class Endpoint:
                     if time.monotonic() - started > limit:
                         raise httpx.ReadTimeout("the answer came too slowly")
                     if len(received) > MOST_BYTES:
-                        raise CallFailed(
-                            f"{self._url} answered more than {MOST_BYTES} bytes; is it a judge?", fatal=True
-                        )
+                        raise _Failed(f"{self._url} answered more than {MOST_BYTES} bytes; is it a judge?", fatal=True)
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise _Transient(f"{self._url} could not be reached within {limit:g} s") from error
+            raise _Failed(f"{self._url} could not be reached within {limit:g} s", again=True) from error
         except httpx.TimeoutException as error:
-            raise _Transient(f"{self._url} did not answer within timeout_seconds, {limit:g} s", billed=True) from error
+            said = f"{self._url} did not answer within timeout_seconds, {limit:g} s"
+            raise _Failed(said, again=True, billed=Usage()) from error
         except httpx.ConnectError as error:
-            raise _Transient(f"{self._url} cannot be reached: {error}") from error
+            raise _Failed(f"{self._url} cannot be reached: {error}", again=True) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Transient(f"{self._url} broke the connection: {words(str(error))}", billed=True) from error
+            said = f"{self._url} broke the connection: {words(self._hidden(str(error)))}"
+            raise _Failed(said, again=True, billed=Usage()) from error
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise CallFailed(f"{self._url} is no address: {error}", fatal=True) from error
-        seconds = time.monotonic() - started
-        self._check_status(response, bytes(received))
-        try:
-            return replace(read_reply(bytes(received)), attempts=number, seconds=seconds)
-        except NoReply as error:
-            raise CallFailed(f"{self._url} answered {error}") from error
-
-    def _check_status(self, response: httpx.Response, body: bytes) -> None:
-        status = response.status_code
-        if status == httpx.codes.OK:
-            return
-        said = f"{self._url} answered {status} {response.reason_phrase}: {self._hidden(server_words(body))}"
-        if status in (TOO_MANY, TIMED_OUT) or status >= 500:
-            raise _Transient(said, retry_after(response.headers.get("Retry-After")))
-        raise CallFailed(said, fatal=status not in OF_ONE_CALL)
+            raise _Failed(f"{self._url} is no address: {error}", fatal=True) from error
+        if response.status_code == httpx.codes.OK and len(self._secret or "") < SHORTEST_KEY:
+            return response, bytes(received)
+        # Here, before anything is cut: half a key is no longer found. Latin-1 keeps every byte.
+        return response, self._hidden(received.decode("latin-1")).encode("latin-1")
 
     def _hidden(self, text: str) -> str:
-        """The text without the key, which a server may repeat."""
-        return text.replace(self._secret, "***") if self._secret else text
+        """The text without the key, which a server may repeat: as it is, as JSON writes it, or as an address does."""
+        if self._secret:
+            in_json = json.dumps(self._secret)[1:-1]
+            for form in (in_json.replace("/", "\\/"), in_json, quote(self._secret, safe=""), self._secret):
+                text = text.replace(form, "***")
+        return text
+
+
+def _by_status(status: int, said: str, wait: float | None, billed: Usage | None = None) -> _Failed:
+    """What a status that is no success means."""
+    if status in (TOO_MANY, TIMED_OUT) or status >= 500:
+        return _Failed(said, again=True, wait=wait, billed=billed)
+    alone = status in OF_ONE_CALL
+    return _Failed(said, billed=billed, fatal=not alone, alone=alone)
 
 
 def retry_after(value: str | None) -> float | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,25 +40,81 @@ class Reply:
 class NoReply(Exception):
     """A 200 that has no judgment in it."""
 
+    def __init__(self, message: str, billed: Usage | None, status: int | None = None) -> None:
+        """billed: what it may have cost; None: nothing. status: what the server should have answered instead of 200."""
+        super().__init__(message)
+        self.billed = billed
+        self.status = status
+
 
 def read_reply(body: bytes) -> Reply:
-    """A chat completion from the bytes of a 200. Raises NoReply for anything else."""
-    try:
-        answer = json.loads(body)
-        choice = answer["choices"][0]
-        text = choice["message"]["content"]
-        if not isinstance(text, str | None):
-            raise TypeError("content is no text")
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise NoReply(f"something that is no chat completion: {words(decoded(body))}") from error
-    usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
+    """A chat completion from the bytes of a 200. Raises NoReply for anything else.
+
+    A completion without words, as of a judge whose thoughts took all of max_tokens, is one: it is paid for.
+    """
+    answer = _object(body)
+    choice = _first(answer.get("choices"))
+    usage = _usage(answer.get("usage"))
+    billed = usage if choice or usage != Usage() else None
+    error = answer.get("error") or choice.get("error")
+    if error:
+        message = error.get("message", error) if isinstance(error, dict) else error
+        raise NoReply(f"200, and in it an error: {words(str(message))}", billed, _status(error))
+    text = _text(choice.get("message"))
+    if text is None:
+        raise NoReply(f"something that is no chat completion: {words(decoded(body))}", billed)
     return Reply(
-        text=text or "",
+        text=text,
         finish=_text_or_none(choice.get("finish_reason")),
         served=_text_or_none(answer.get("model")),
-        usage=Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))),
+        usage=usage,
         top=_first_token(choice),
     )
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body, or an empty one."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _first(choices: Any) -> dict[str, Any]:
+    choice = choices[0] if isinstance(choices, list) and choices else {}
+    return choice if isinstance(choice, dict) else {}
+
+
+def _text(message: Any) -> str | None:
+    """What a message says: its text, or the parts that are text and no thoughts; None where it is no message."""
+    if not isinstance(message, dict):
+        return None
+    content = message.get("content")
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else "" if content is None else None
+    if not all(isinstance(part, dict) for part in content):
+        return None
+    texts = [part.get("text") for part in content if part.get("type") == "text"]
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+
+
+def _usage(counted: Any) -> Usage:
+    """Some servers count thoughts in total_tokens alone."""
+    if not isinstance(counted, dict):
+        return Usage()
+    read, written = _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens"))
+    total = _count(counted.get("total_tokens"))
+    if read is not None and total is not None:
+        written = max(written or 0, total - read)
+    return Usage(read, written)
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status that an error names as its code, or None."""
+    code = error.get("code") if isinstance(error, dict) else None
+    code = int(code) if isinstance(code, str) and re.fullmatch("[45][0-9][0-9]", code) else code
+    return code if isinstance(code, int) and 400 <= code < 600 else None
 
 
 def _first_token(choice: dict[str, Any]) -> dict[str, float]:
