@@ -10,7 +10,7 @@ from mrpo_ds.config.schema import SourceConfig
 from mrpo_ds.data.sources import read_rows
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.judged.benchmarks import Benchmark
-from mrpo_ds.judged.judgments import case_of
+from mrpo_ds.judged.judgments import case_of, supersedes
 from mrpo_ds.judged.prompts import BASELINE_FIRST, MODEL_FIRST, Case
 from mrpo_ds.judged.questions import text_id
 from mrpo_ds.judged.verdicts import OUTCOMES, Verdict, read_verdict
@@ -29,15 +29,15 @@ def read_verdict_files(benchmark: Benchmark, files: Sequence[str]) -> list[Verdi
     Raises DataError when a file cannot be read, or has a row of no known layout.
     """
     found: list[Verdict] = []
-    seen: set[tuple[str, Case]] = set()
+    seen: dict[tuple[str, Case], tuple[int, int]] = {}
     for file in files:
         for number, row in read_rows(SourceConfig(source=file)):
             for verdict in _read(benchmark, row, f"{file} row {number}"):
                 ours = (str(row.get("key", "")), verdict.case)
-                if ours[0] and ours in seen:
-                    continue  # of our own records the same one again, such as a copy of the file
-                seen.add(ours)
-                found.append(verdict)
+                rank, place = seen.get(ours, (-1, len(found))) if ours[0] else (-1, len(found))
+                if supersedes(row) > rank:  # else of our own records the same one again, such as a copy of the file
+                    found[place : place + 1] = [verdict]
+                    seen[ours] = supersedes(row), place
     return found
 
 

@@ -5,14 +5,14 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError
-from mrpo_ds.judged.asking import Asked, CapReached, ask_all
+from mrpo_ds.judged.asking import CapReached
 from mrpo_ds.judged.judge import Judge
 from mrpo_ds.judged.judgments import Judgments
 from mrpo_ds.judged.prompts import Call, Case
@@ -20,28 +20,19 @@ from mrpo_ds.judged.replies import Usage
 from mrpo_ds.judged.spending import TEMPLATE_TOKENS, Spending
 from mrpo_ds.locks import locked
 from mrpo_ds.types import Message
-from tests.unit.judged.loopback import COMPLETION, judge_at, ok, serving
-
-PRICES = {"usd_per_million_input": 1000.0, "usd_per_million_output": 10_000.0, "max_tokens": 10}
-"""A judgment of loopback.COMPLETION costs 0.011 + 0.03 USD."""
-COST = 0.041
-PROMPT = (21 + TEMPLATE_TOKENS) * 1e-3
-"""The most that a prompt of calls() costs."""
-
-
-def calls(count: int, model: str = "m") -> list[Call]:
-    return [Call(Case(model, str(n), 1), (Message("user", f"Question {n}: how good?"),)) for n in range(count)]
-
-
-def spent(out: Path) -> float:
-    """USD, by the lines of a folder."""
-    return sum(record["usd"] or 0 for record in Judgments(out).lines)
-
-
-def ask(out: Path, judge: Judge, asked: list[Call], cap: float | None = None) -> tuple[Asked, Judgments]:
-    kept = Judgments(out)
-    return ask_all(judge, asked, None, kept, cap), kept
-
+from tests.unit.judged.loopback import (
+    COMPLETION,
+    COST,
+    PRICES,
+    PROMPT,
+    Choice,
+    ask,
+    calls,
+    judge_at,
+    ok,
+    serving,
+    spent,
+)
 
 # ---- once, and kept --------------------------------------------------------------------------------------------------
 
@@ -88,12 +79,14 @@ def test_another_judge_is_another_question(tmp_path):
     assert len(seen) == 4
 
 
-def test_no_more_calls_at_a_time_than_the_judge_takes(tmp_path):
+@pytest.mark.parametrize("count", [1, 3])
+def test_as_many_calls_at_a_time_as_the_judge_takes(tmp_path, count):
     with serving(ok(), seconds_a_byte=0.002) as (url, seen):
-        outcome, _ = ask(tmp_path, judge_at(url, concurrency=1), calls(3))
-        assert outcome.new == 3
-        times = [one["body"]["messages"][0]["content"] for one in seen]
-    assert times == [f"Question {n}: how good?" for n in range(3)], "one after the other, in order"
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=count), calls(9))
+    assert outcome.new == 9
+    assert max(one["at_once"] for one in seen) == count
+    asked = [one["body"]["messages"][0]["content"] for one in seen]
+    assert (asked if count == 1 else sorted(asked)) == [f"Question {n}: how good?" for n in range(9)]
 
 
 @pytest.mark.parametrize("torn", [b'{"key": "ab', b"\x00\x00", b'{"key": "k", "judgment": "[[3]]"}'])
@@ -261,6 +254,41 @@ def test_one_prompt_that_is_refused_does_not_end_the_others(tmp_path):
     assert (outcome.new, outcome.end) == (4, None)
     (why,) = outcome.failed.values()
     assert "400 Bad Request: too long" in why
+
+
+def refusing(which: Callable[[int], bool]) -> Choice:
+    """A server that wants no prompt of calls() whose number is such."""
+    body = json.dumps({"error": {"message": "too long"}}).encode()
+    return lambda prompt: (400, body, {}) if which(int(prompt.split()[1][:-1])) else ok()
+
+
+def test_prompts_that_are_refused_do_not_keep_later_commands_from_the_others(tmp_path):
+    with serving(refusing(lambda n: n % 10 == 0)) as (url, seen):
+        judge = judge_at(url, concurrency=1, **PRICES)
+        first, _ = ask(tmp_path, judge, calls(100), cap=40 * COST + PROMPT + 0.1 - 1e-6)
+        assert isinstance(first.end, CapReached) and (first.new, len(first.failed)) == (40, 5)
+        again, _ = ask(tmp_path, judge, calls(100))
+        assert (again.new, again.cached, len(again.failed), again.end) == (50, 40, 10, None)
+        last, _ = ask(tmp_path, judge, calls(100))
+        assert (last.new, len(last.failed), last.end) == (0, 10, None)
+
+
+def test_prompts_that_are_refused_before_any_answer_come_last_the_next_time(tmp_path):
+    with serving(refusing(lambda n: n < 4)) as (url, seen):
+        judge = judge_at(url, concurrency=1, **PRICES)
+        first, _ = ask(tmp_path, judge, calls(9))
+        assert (first.new, len(seen)) == (0, 3) and "3 calls in a row failed" in str(first.end)
+        again, _ = ask(tmp_path, judge, calls(9))
+        assert (again.new, again.end) == (5, None) and set(again.failed) == {judge.key(one) for one in calls(4)}
+    assert spent(tmp_path) == pytest.approx(5 * COST), "a refusal costs nothing"
+
+
+def test_settings_that_the_judge_refuses_end_early(tmp_path):
+    with serving(refusing(lambda n: False)) as (url, _):
+        ask(tmp_path, judge_at(url, concurrency=1, max_tokens=10), calls(5))
+    with serving(refusing(lambda n: True)) as (url, seen):
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=1, max_tokens=1 << 20), calls(50))
+    assert len(seen) == 3 and "3 calls in a row failed; the last: " in str(outcome.end)
 
 
 def test_three_failures_in_a_row_are_the_end(tmp_path):

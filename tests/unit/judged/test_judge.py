@@ -46,6 +46,7 @@ def test_a_request_has_what_a_judgment_depends_on(monkeypatch):
                 "max_tokens": 9,
                 "temperature": 0.0,
             },
+            "at_once": 1,
         }
     ]
     assert (reply.text, reply.finish, reply.served) == ("[[7]]", "stop", "judge-2024")
@@ -62,9 +63,10 @@ def test_options_for_models_that_want_another_request():
 def test_the_key_of_a_request_changes_with_all_that_a_judgment_depends_on_and_with_nothing_else():
     judge = judge_at("http://localhost/v1")
     others = [judge_at("http://localhost/v1", **{key: value}) for key, value in (("model", "k"), ("temperature", 0.5))]
-    others.append(judge_at("http://localhost/v1", max_tokens=7))
     keys = {one.key(CALL) for one in (judge, *others)}
-    assert len(keys) == 4
+    assert len(keys) == 3
+    for field in ("max_tokens", "max_completion_tokens"):
+        assert judge_at("http://localhost/v1", max_tokens=7, max_tokens_field=field).key(CALL) == judge.key(CALL)
     assert judge.key(Call(CALL.case, CALL.messages[1:])) not in keys
     assert judge.key(Call(Case("other", "q", 2), CALL.messages)) == judge.key(CALL)
     assert judge_at("http://localhost:1/v1", timeout_seconds=1, retries=9).key(CALL) == judge.key(CALL)
