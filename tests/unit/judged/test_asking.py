@@ -156,7 +156,7 @@ def test_the_cap_holds_and_what_was_bought_is_kept(tmp_path):
         # The dearest outcome of a call is 0.1 for 10 tokens and PROMPT: it must still fit.
         assert outcome.new == len(seen) == 12
         assert outcome.end is not None and outcome.end.exit_code == 1
-        assert "--max-cost 1.6 USD: 0.4920 USD are spent, and the next call may cost 1.145" in str(outcome.end)
+        assert "--max-cost 1.6 USD: 0.4920 USD are spent, and the next call may cost 1.146" in str(outcome.end)
         again, _ = ask(tmp_path, judge, calls(50), cap=1.6)
         assert (again.new, len(seen)) == (0, 12), "what earlier commands spent counts"
         more, _ = ask(tmp_path, judge, calls(50), cap=1.8)

@@ -22,7 +22,7 @@ CALL = Call(Case("m", "81", 1), (Message("system", "be fair"), Message("user", "
 
 def ask(judge: Judge, lost: list[tuple[str, Usage, bool]] | None = None) -> Reply:
     told = [] if lost is None else lost
-    endpoint = Endpoint(judge, threading.Event(), lambda call, *what: told.append(what))
+    endpoint = Endpoint(judge, threading.Event(), lambda call, why, usage, last: told.append((why, usage, last)))
     try:
         return endpoint.ask(CALL)
     finally:
@@ -198,8 +198,8 @@ def test_trouble_in_a_200_is_waited_for(code, whole):
     [
         ({"code": 401, "message": "no such key"}, True, False),
         ({"code": 400, "message": "no such key"}, False, True),
-        ({"code": "odd", "message": "no such key"}, False, False),
-        ("no such key", False, False),
+        ({"code": "odd", "message": "no such key"}, False, True),
+        ("no such key", False, True),
     ],
 )
 def test_a_refusal_in_a_200_is_told(error, fatal, alone):
