@@ -34,10 +34,13 @@ def read_verdict_files(benchmark: Benchmark, files: Sequence[str]) -> list[Verdi
         for number, row in read_rows(SourceConfig(source=file)):
             for verdict in _read(benchmark, row, f"{file} row {number}"):
                 ours = (str(row.get("key", "")), verdict.case)
-                rank, place = seen.get(ours, (-1, len(found))) if ours[0] else (-1, len(found))
-                if supersedes(row) > rank:  # else of our own records the same one again, such as a copy of the file
-                    found[place : place + 1] = [verdict]
-                    seen[ours] = supersedes(row), place
+                if ours[0] and ours in seen:  # of our own records: asked for once more, or a copy of the file
+                    rank, place = seen[ours]
+                    if supersedes(row) > rank:
+                        found[place], seen[ours] = verdict, (supersedes(row), place)
+                    continue
+                seen[ours] = supersedes(row), len(found)
+                found.append(verdict)
     return found
 
 
