@@ -82,7 +82,7 @@ def test_another_judge_is_another_question(tmp_path):
 @pytest.mark.parametrize("count", [1, 3])
 def test_as_many_calls_at_a_time_as_the_judge_takes(tmp_path, count):
     with serving(ok(), seconds_a_byte=0.002) as (url, seen):
-        outcome, _ = ask(tmp_path, judge_at(url, concurrency=count), calls(9))
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=count, timeout_seconds=120), calls(9))
     assert outcome.new == 9
     assert max(one["at_once"] for one in seen) == count
     asked = [one["body"]["messages"][0]["content"] for one in seen]
