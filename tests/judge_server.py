@@ -29,8 +29,9 @@ completion without a word; half of an answer; a connection that ends before one.
 
 
 def key_of(body: dict[str, Any]) -> str:
-    """Digest of all that is asked, as the records of judgments have it."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    """Digest of what is asked without the longest answer, as the records of judgments have it."""
+    asked = {name: value for name, value in body.items() if name not in ("max_tokens", "max_completion_tokens")}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class JudgeServer:
     refused: int = 0
     """Requests with a wrong key."""
     most_at_once: int = 0
+    """Requests that were under way at the same time."""
     retry_after: str = "0.05"
     """What 429 says in its header."""
 
@@ -178,7 +180,7 @@ def judge_server(
     server = JudgeServer()
     closing = threading.Event()
     lock = threading.Lock()
-    at_once = [0]
+    under_way: set[BaseHTTPRequestHandler] = set()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -200,14 +202,14 @@ def judge_server(
                 key = key_of(body)
                 seen = Seen(len(server.seen), sum(one.key == key for one in server.seen), key, body)
                 server.seen.append(seen)
-                at_once[0] += 1
-                server.most_at_once = max(server.most_at_once, at_once[0])
+                under_way.add(self)
+                server.most_at_once = max(server.most_at_once, len(under_way))
             try:
                 with suppress(ConnectionError):
                     self._answer(seen)
             finally:
                 with lock:
-                    at_once[0] -= 1
+                    under_way.discard(self)
 
         def _answer(self, seen: Seen) -> None:
             fault = server.plan(seen)
@@ -253,6 +255,8 @@ def judge_server(
             self._send_bytes(code, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
 
         def _send_bytes(self, code: int, body: bytes, headers: dict[str, str]) -> None:
+            with lock:  # a client that has read the answer may ask again at once
+                under_way.discard(self)
             self.send_response(code)
             for name, text in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, text)

@@ -1,26 +1,28 @@
 """Ask the judge what has not been asked, several calls at a time, and keep each judgment as it comes."""
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 
 from mrpo_ds.console import Progress, progress, warn
 from mrpo_ds.errors import MrpoError, Stopped
-from mrpo_ds.judged.endpoint import CallFailed, Endpoint, Reply
+from mrpo_ds.judged.endpoint import CallFailed, Endpoint
 from mrpo_ds.judged.judge import Judge
-from mrpo_ds.judged.judgments import Judgments
+from mrpo_ds.judged.judgments import Judgments, Record, supersedes
 from mrpo_ds.judged.prompts import Call
+from mrpo_ds.judged.replies import Reply, Usage
 from mrpo_ds.judged.spending import Spending
 from mrpo_ds.signals import first_signal
 
 GIVE_UP = 3
-"""Calls that fail one after the other, each after all its attempts: the judge is gone."""
+"""Calls that fail one after the other, each after all its attempts: the judge is gone. A refusal of one prompt is no
+sign of that where the judge has answered others in the same settings, or has refused that prompt before."""
 LOOK_SECONDS = 0.2
+Again = Callable[[Call, Record], bool]
 
 
 class CapReached(MrpoError):
-    """The next call might go beyond --max-cost."""
+    """The next attempt might go beyond --max-cost."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,15 @@ class Asked:
     """Why not all was asked."""
 
 
-def ask_all(judge: Judge, calls: Sequence[Call], baseline: str | None, kept: Judgments, cap: float | None) -> Asked:
-    """Ask every call that has no judgment.
+def ask_all(
+    judge: Judge,
+    calls: Sequence[Call],
+    baseline: str | None,
+    kept: Judgments,
+    cap: float | None,
+    again: Again = lambda call, record: False,
+) -> Asked:
+    """Ask every call that has no judgment, or one that was cut at a smaller max_tokens than the judge's.
 
     Args:
         judge: whom to ask. Raises ConfigError when its key is not set.
@@ -48,6 +57,7 @@ def ask_all(judge: Judge, calls: Sequence[Call], baseline: str | None, kept: Jud
         baseline: of pairs, for the records.
         kept: where judgments are and go.
         cap: the most that the folder's judgments may cost, USD, or None.
+        again: which judgments are asked for once more, though they are there; those stay until others come.
 
     Returns:
         How it went; whatever ends it early is in `end`, so that what there is can be told first.
@@ -55,11 +65,17 @@ def ask_all(judge: Judge, calls: Sequence[Call], baseline: str | None, kept: Jud
     todo: dict[str, Call] = {}
     for call in calls:
         key = judge.key(call)
-        if kept.find(key) is None:
+        record = kept.find(key)
+        if record is None or _is_cut_short(record, judge) or again(call, record):
             todo.setdefault(key, call)
     distinct = len({judge.key(call) for call in calls})
     cached = distinct - len(todo)
-    work = _Work(judge, todo, baseline, kept, Spending(judge, cap, kept.usd))
+    there = (kept.find(judge.key(call)) for call in calls)
+    answers = any(record is not None and record.get("max_tokens") == judge.max_tokens for record in there)
+    spending = Spending(judge, cap)
+    for record in kept.lines:
+        spending.count(record)
+    work = _Work(judge, todo, baseline, kept, spending, answers)
     with progress(distinct, "judge", "judgments", cached) as bar, first_signal(work.stop):
         work.run(bar)
     try:
@@ -70,6 +86,10 @@ def ask_all(judge: Judge, calls: Sequence[Call], baseline: str | None, kept: Jud
     return Asked(work.spending.spent, work.new, cached, work.failed, work.end)
 
 
+def _is_cut_short(record: Record, judge: Judge) -> bool:
+    return record.get("finish_reason") == "length" and record.get("max_tokens", judge.max_tokens) < judge.max_tokens
+
+
 def _unwritten(error: OSError) -> MrpoError:
     return MrpoError(f"judgments cannot be written: {error.strerror}; make room, and run the same command again")
 
@@ -78,20 +98,29 @@ class _Work:
     """The calls that are to be made. Everything but the asking itself happens under one lock."""
 
     def __init__(
-        self, judge: Judge, todo: dict[str, Call], baseline: str | None, kept: Judgments, spending: Spending
+        self,
+        judge: Judge,
+        todo: dict[str, Call],
+        baseline: str | None,
+        kept: Judgments,
+        spending: Spending,
+        answers: bool,
     ) -> None:
+        """answers: whether the judge has answered calls of these settings before."""
         self.spending = spending
         self.new = 0
         self.failed: dict[str, str] = {}
         self.end: MrpoError | None = None
         self._judge = judge
-        self._pending = list(reversed(todo.items()))
+        # What was refused before comes last, so that every command gets to what may be answered.
+        self._pending = sorted(todo.items(), key=lambda item: item[0] in kept.refused)[::-1]
         self._baseline = baseline
         self._kept = kept
         self._changed = threading.Condition()
         self._stopped = threading.Event()
         self._under_way = 0
         self._in_a_row = 0
+        self._answers = answers
         self._bar: Progress | None = None
         self._endpoint = Endpoint(judge, self._stopped, self._lost)
 
@@ -126,7 +155,7 @@ class _Work:
                 failure = CallFailed(f"{type(error).__name__}: {error}", fatal=True)
             with self._changed:
                 self._under_way -= 1
-                cost = self.spending.end(estimate, call, reply)
+                cost = self.spending.end(estimate, call, None if reply is None else reply.usage)
                 if reply is not None:
                     self._keep(key, call, reply, cost)
                 elif failure is not None:
@@ -143,22 +172,15 @@ class _Work:
                     self._under_way += 1
                     return key, call, self.spending.begin(call)
                 if not self._under_way:
-                    self._stop(
-                        CapReached(
-                            f"--max-cost {self.spending.cap:g} USD: {self.spending.spent:.4f} USD are spent, and the "
-                            f"next call may cost {self.spending.estimate(call):.4f}; give a higher --max-cost to go on"
-                        )
-                    )
+                    self._stop(self._cap_reached(call))
                 else:
                     self._changed.wait(LOOK_SECONDS)
             return None
 
     def _keep(self, key: str, call: Call, reply: Reply, cost: float) -> None:
         self._in_a_row = 0
-        try:
-            self._kept.add(self._record(key, call, reply, cost))
-        except OSError as error:
-            self._stop(_unwritten(error))
+        self._answers = True
+        if not self._add(self._record(key, call, reply, cost)):
             return
         self.new += 1
         if self._bar is not None:
@@ -168,30 +190,48 @@ class _Work:
         if self._stopped.is_set():
             return  # it was ended on purpose
         self.failed[key] = str(failure)
-        self._in_a_row += 1
+        if not (failure.alone and (self._answers or key in self._kept.refused)):
+            self._in_a_row += 1
         case = call.case
         warn(f"no judgment of {case.model}, question {case.question}, turn {case.turn} {case.order}: {failure}")
         if failure.fatal:
             self._stop(MrpoError(f"the judge refuses: {failure}"))
         elif self._in_a_row >= GIVE_UP:
             self._stop(MrpoError(f"{GIVE_UP} calls in a row failed; the last: {failure}"))
+        if failure.alone and key not in self._kept.refused:
+            self._add({**self._head(key, call), "lost": str(failure), "usd": 0.0, "refused": True})
 
     def _stop(self, why: MrpoError) -> None:
         self.end = self.end or why
         self._stopped.set()
 
-    def _lost(self, call: Call, why: str) -> None:
-        """An attempt may have been billed, and no judgment came."""
-        if not self._judge.has_prices:
-            return
+    def _lost(self, call: Call, why: str, usage: Usage, last: bool) -> None:
+        """An attempt may have been billed, and no judgment came; the next one must fit below the cap like a call."""
         with self._changed:
-            record = {**self._head(self._judge.key(call), call), "lost": why, "usd": self.spending.lose(call)}
-            try:
-                self._kept.add(record)
-            except OSError as error:
-                self._stop(_unwritten(error))
+            usage = self.spending.most(call, usage)
+            cost = self.spending.lose(call, usage)
+            lost = {"lost": why, "usage": asdict(usage), "usd": cost if self._judge.has_prices else None}
+            self._add({**self._head(self._judge.key(call), call), **lost})
+            if not last and not self.spending.holds():
+                self._stop(self._cap_reached(call))
 
-    def _head(self, key: str, call: Call) -> dict[str, Any]:
+    def _add(self, record: Record) -> bool:
+        """Keep a line, or stop where it cannot be written."""
+        try:
+            self._kept.add(record)
+        except OSError as error:
+            self._stop(_unwritten(error))
+            return False
+        return True
+
+    def _cap_reached(self, call: Call) -> CapReached:
+        spending = self.spending
+        return CapReached(
+            f"--max-cost {spending.cap:g} USD: {spending.spent:.4f} USD are spent, and the next call may cost "
+            f"{spending.estimate(call):.4f}; give a higher --max-cost to go on"
+        )
+
+    def _head(self, key: str, call: Call) -> Record:
         case = call.case
         return {
             "key": key,
@@ -203,15 +243,17 @@ class _Work:
             "judge": self._judge.model,
         }
 
-    def _record(self, key: str, call: Call, reply: Reply, cost: float) -> dict[str, Any]:
-        usage = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
+    def _record(self, key: str, call: Call, reply: Reply, cost: float) -> Record:
+        earlier = self._kept.find(key)
         return {
             **self._head(key, call),
+            "supersedes": 0 if earlier is None else supersedes(earlier) + 1,
             "prompt": [{"role": message.role, "content": message.content} for message in call.messages],
             "judgment": reply.text,
             "finish_reason": reply.finish,
             "first_token": reply.top,
-            "usage": usage,
+            "max_tokens": self._judge.max_tokens,
+            "usage": asdict(reply.usage),
             "usd": cost if self._judge.has_prices else None,
             "served_model": reply.served,
             "attempts": reply.attempts,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mrpo_ds.judged.answer_files import read_answers
 from mrpo_ds.judged.asking import Asked, ask_all
 from mrpo_ds.judged.benchmarks import Benchmark, find_benchmark, load_benchmark
 from mrpo_ds.judged.judge import Judge, load_judge
-from mrpo_ds.judged.judgments import Judgments
+from mrpo_ds.judged.judgments import Judgments, Record
 from mrpo_ds.judged.prompts import MODEL_FIRST, Call, pair_calls, score_calls
 from mrpo_ds.judged.questions import QuestionSet, read_questions, with_references
 from mrpo_ds.judged.records import Answer, Question
@@ -40,6 +41,7 @@ class Options:
     reference_answers: str | None = None
     single_order: bool = False
     max_cost: float | None = None
+    retry_unread: bool = False
     limit: int | None = None
     out: str | None = None
     seed: int = 0
@@ -60,6 +62,8 @@ class Options:
         for key in ("baseline", "max_cost", "reference_answers") if self.verdicts is not None else ():
             value = getattr(self, key)
             require(value is None, f"--{key.replace('_', '-')}", value, "nothing with --verdicts, which asks nobody")
+        asks = self.verdicts is None
+        require(asks or not self.retry_unread, "--retry-unread", True, "nothing with --verdicts, which asks nobody")
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ def _with_judge(work: Work) -> int:
     }
     every = [call for one in calls.values() for call in one]
     log(f"{work.name}: {len(questions)} questions, {len(candidates)} models, {len(every)} judgments by {judge.model}")
-    outcome = ask_all(judge, every, None if baseline is None else baseline.name, kept, options.max_cost)
+    named = None if baseline is None else baseline.name
+    outcome = ask_all(judge, every, named, kept, options.max_cost, partial(_retries, work))
     models = [
         Judged(
             candidate.name,
@@ -153,6 +158,10 @@ def _with_judge(work: Work) -> int:
         list(others.values()) if others else (),
     )
     return _finish(work, report, outcome)
+
+
+def _retries(work: Work, call: Call, record: Record) -> bool:
+    return work.options.retry_unread and read_verdict(work.benchmark, call.case, record).value is None
 
 
 def _answers(work: Work, candidate: Candidate, questions: Sequence[Question]) -> Answers:

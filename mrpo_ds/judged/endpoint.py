@@ -1,20 +1,20 @@
 """One call of a judge over HTTP: attempts, pauses between them, and what a server may answer instead of a judgment."""
 
 import json
-import math
 import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any
+from urllib.parse import quote
 
 import httpx
 
 from mrpo_ds.judged.judge import Judge
 from mrpo_ds.judged.prompts import Call
+from mrpo_ds.judged.replies import NoReply, Reply, Usage, read_reply, server_words, words
 
 TOO_MANY = 429
 TIMED_OUT = 408
@@ -22,57 +22,58 @@ OF_ONE_CALL = (400, 413, 422)
 """Refusals that may be about this prompt alone: too long, or against a policy of the server."""
 MOST_BYTES = 1 << 24
 """Of an answer: a judgment is some kilobytes."""
-SHOWN = 300
-"""Characters of a server's words in a message."""
+
+
+SHORTEST_KEY = 8
+"""Characters. A shorter one is no secret but a word that a server of one's own wants, and may stand in a judgment."""
 
 
 class CallFailed(Exception):
     """A call that brought no judgment."""
 
-    def __init__(self, message: str, fatal: bool = False) -> None:
-        """fatal: the next call would fail in the same way."""
+    def __init__(self, message: str, fatal: bool = False, alone: bool = False) -> None:
+        """fatal: the next call would fail in the same way. alone: it may be about this prompt and no other."""
         super().__init__(message)
         self.fatal = fatal
+        self.alone = alone
 
 
-class _Transient(Exception):
-    """An attempt that failed and may be repeated."""
+class _Failed(Exception):
+    """An attempt that brought no judgment."""
 
-    def __init__(self, message: str, wait: float | None = None, billed: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        again: bool = False,
+        wait: float | None = None,
+        billed: Usage | None = None,
+        fatal: bool = False,
+        alone: bool = False,
+    ) -> None:
+        """again: it may be repeated, after wait seconds. billed: what it may have cost; None: nothing."""
         super().__init__(message)
+        self.again = again
         self.wait = wait
         self.billed = billed
+        self.fatal = fatal
+        self.alone = alone
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a judge said."""
-
-    text: str
-    finish: str | None
-    """finish_reason: stop, length, content_filter, ..."""
-    served: str | None
-    """The model that the server says has answered."""
-    input_tokens: int | None
-    """None where the server does not count."""
-    output_tokens: int | None
-    top: dict[str, float] = field(default_factory=dict)
-    """Of the first token: text -> log-prob, nats, where they were asked for."""
-    attempts: int = 1
-    seconds: float = 0.0
-    """Of the attempt that succeeded."""
+Lost = Callable[[Call, str, Usage, bool], None]
+"""Is told of an attempt that may have been billed though no judgment came: the call, why, the tokens as far as they are
+known, and whether it was the call's last attempt."""
 
 
 class Endpoint:
     """A judge that can be asked from several threads."""
 
-    def __init__(self, judge: Judge, stopped: threading.Event, lost: Callable[[Call, str], None]) -> None:
+    def __init__(self, judge: Judge, stopped: threading.Event, lost: Lost) -> None:
         """Open nothing yet.
 
         Args:
             judge: whom to ask. Raises ConfigError when its key is not set.
             stopped: ends pauses between attempts.
-            lost: is told of attempts that may have been billed though no judgment came: the call, and why.
+            lost: is told of attempts that may have been billed in vain; it may set stopped.
         """
         self._judge = judge
         self._stopped = stopped
@@ -94,30 +95,53 @@ class Endpoint:
 
     def ask(self, call: Call) -> Reply:
         """The judge's words. Raises CallFailed."""
-        judge = self._judge
         message = ""
-        for attempt in range(judge.retries + 1):
+        for attempt in range(self._judge.retries + 1):
             try:
                 return self._attempt(call, attempt + 1)
-            except _Transient as error:
-                message = str(error)
-                if error.billed:
-                    self._lost(call, message)
-                if attempt == judge.retries:
-                    break
-                pause = judge.backoff_seconds * 2**attempt * random.uniform(0.5, 1.0)
-                pause = min(pause, judge.max_wait_seconds)
-                if error.wait is not None:
-                    if error.wait > judge.max_wait_seconds:
-                        message += f", and asks to wait {error.wait:.0f} s (max_wait_seconds is "
-                        raise CallFailed(f"{message}{judge.max_wait_seconds:g})", fatal=True) from error
-                    pause = max(pause, error.wait)
-                if self._stopped.wait(pause):
-                    raise CallFailed(f"stopped between attempts; the last one: {message}") from error
-        raise CallFailed(f"{message} (after {judge.retries + 1} attempts)")
+            except _Failed as error:
+                message = self._hidden(str(error))
+                last = attempt == self._judge.retries or not error.again
+                if error.billed is not None:
+                    self._lost(call, message, error.billed, last)
+                if not error.again:
+                    raise CallFailed(message, error.fatal, error.alone) from error
+                if not last:
+                    self._pause(attempt, error.wait, message)
+        raise CallFailed(f"{message} (after {self._judge.retries + 1} attempts)")
+
+    def _pause(self, attempt: int, wait: float | None, message: str) -> None:
+        """Wait before the next attempt. Raises CallFailed where that is too long, or the work is stopped."""
+        judge = self._judge
+        pause = min(judge.backoff_seconds * 2**attempt * random.uniform(0.5, 1.0), judge.max_wait_seconds)
+        if wait is not None:
+            if wait > judge.max_wait_seconds:
+                limit = f"max_wait_seconds is {judge.max_wait_seconds:g}"
+                raise CallFailed(f"{message}, and asks to wait {wait:.0f} s ({limit})", fatal=True)
+            pause = max(pause, wait)
+        if self._stopped.wait(pause):
+            raise CallFailed(f"stopped between attempts; the last one: {message}")
 
     def _attempt(self, call: Call, number: int) -> Reply:
         started = time.monotonic()
+        response, body = self._send(call, started)
+        seconds = time.monotonic() - started
+        wait = retry_after(response.headers.get("Retry-After"))
+        status = response.status_code
+        if status != httpx.codes.OK:
+            raise _by_status(
+                status, f"{self._url} answered {status} {response.reason_phrase}: {server_words(body)}", wait
+            )
+        try:
+            return replace(read_reply(body), attempts=number, seconds=seconds)
+        except NoReply as error:
+            said = f"{self._url} answered {error}"
+            if error.status is not None:
+                raise _by_status(error.status, said, wait, error.billed) from error
+            raise _Failed(said, billed=error.billed, alone=error.billed is not None) from error
+
+    def _send(self, call: Call, started: float) -> tuple[httpx.Response, bytes]:
+        """What came, without the key. Raises _Failed where nothing did."""
         limit = self._judge.timeout_seconds
         try:
             with self._client.stream("POST", self._url, json=self._judge.request(call)) as response:
@@ -127,58 +151,39 @@ class Endpoint:
                     if time.monotonic() - started > limit:
                         raise httpx.ReadTimeout("the answer came too slowly")
                     if len(received) > MOST_BYTES:
-                        raise CallFailed(
-                            f"{self._url} answered more than {MOST_BYTES} bytes; is it a judge?", fatal=True
-                        )
+                        raise _Failed(f"{self._url} answered more than {MOST_BYTES} bytes; is it a judge?", fatal=True)
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise _Transient(f"{self._url} could not be reached within {limit:g} s") from error
+            raise _Failed(f"{self._url} could not be reached within {limit:g} s", again=True) from error
         except httpx.TimeoutException as error:
-            raise _Transient(f"{self._url} did not answer within timeout_seconds, {limit:g} s", billed=True) from error
+            said = f"{self._url} did not answer within timeout_seconds, {limit:g} s"
+            raise _Failed(said, again=True, billed=Usage()) from error
         except httpx.ConnectError as error:
-            raise _Transient(f"{self._url} cannot be reached: {error}") from error
+            raise _Failed(f"{self._url} cannot be reached: {error}", again=True) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Transient(f"{self._url} broke the connection: {_words(str(error))}", billed=True) from error
+            said = f"{self._url} broke the connection: {words(self._hidden(str(error)))}"
+            raise _Failed(said, again=True, billed=Usage()) from error
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise CallFailed(f"{self._url} is no address: {error}", fatal=True) from error
-        seconds = time.monotonic() - started
-        self._check_status(response, bytes(received))
-        return read_reply(bytes(received), self._url, number, seconds)
-
-    def _check_status(self, response: httpx.Response, body: bytes) -> None:
-        status = response.status_code
-        if status == httpx.codes.OK:
-            return
-        said = f"{self._url} answered {status} {response.reason_phrase}: {self._hidden(_server_words(body))}"
-        if status in (TOO_MANY, TIMED_OUT) or status >= 500:
-            raise _Transient(said, retry_after(response.headers.get("Retry-After")))
-        raise CallFailed(said, fatal=status not in OF_ONE_CALL)
+            raise _Failed(f"{self._url} is no address: {error}", fatal=True) from error
+        if response.status_code == httpx.codes.OK and len(self._secret or "") < SHORTEST_KEY:
+            return response, bytes(received)
+        # Here, before anything is cut: half a key is no longer found. Latin-1 keeps every byte.
+        return response, self._hidden(received.decode("latin-1")).encode("latin-1")
 
     def _hidden(self, text: str) -> str:
-        """The text without the key, which a server may repeat."""
-        return text.replace(self._secret, "***") if self._secret else text
+        """The text without the key, which a server may repeat: as it is, as JSON writes it, or as an address does."""
+        if self._secret:
+            in_json = json.dumps(self._secret)[1:-1]
+            for form in (in_json.replace("/", "\\/"), in_json, quote(self._secret, safe=""), self._secret):
+                text = text.replace(form, "***")
+        return text
 
 
-def read_reply(body: bytes, url: str, attempts: int = 1, seconds: float = 0.0) -> Reply:
-    """A chat completion from the bytes of a 200. Raises CallFailed for anything else."""
-    try:
-        answer = json.loads(body)
-        choice = answer["choices"][0]
-        text = choice["message"]["content"]
-        if not isinstance(text, str | None):
-            raise TypeError("content is no text")
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise CallFailed(f"{url} answered something that is no chat completion: {_words(_decoded(body))}") from error
-    usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
-    return Reply(
-        text=text or "",
-        finish=_text_or_none(choice.get("finish_reason")),
-        served=_text_or_none(answer.get("model")),
-        input_tokens=_count(usage.get("prompt_tokens")),
-        output_tokens=_count(usage.get("completion_tokens")),
-        top=_first_token(choice),
-        attempts=attempts,
-        seconds=seconds,
-    )
+def _by_status(status: int, said: str, wait: float | None, billed: Usage | None = None) -> _Failed:
+    """What a status that is no success means."""
+    if status in (TOO_MANY, TIMED_OUT) or status >= 500:
+        return _Failed(said, again=True, wait=wait, billed=billed)
+    alone = status in OF_ONE_CALL
+    return _Failed(said, billed=billed, fatal=not alone, alone=alone)
 
 
 def retry_after(value: str | None) -> float | None:
@@ -195,43 +200,3 @@ def retry_after(value: str | None) -> float | None:
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
     return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
-
-
-def _first_token(choice: dict[str, Any]) -> dict[str, float]:
-    """Log-probs of the candidates for the first token; the likelier of two that differ in blanks."""
-    try:
-        candidates = choice["logprobs"]["content"][0]["top_logprobs"]
-        found: dict[str, float] = {}
-        for one in candidates:
-            name = str(one["token"]).strip()
-            if math.isfinite(value := float(one["logprob"])):
-                found[name] = max(found.get(name, value), value)
-        return found
-    except (KeyError, IndexError, TypeError, ValueError):
-        return {}
-
-
-def _server_words(body: bytes) -> str:
-    """The message of an OpenAI-like error, or the beginning of whatever it is."""
-    try:
-        error = json.loads(body)["error"]
-        return _words(str(error["message"] if isinstance(error, dict) else error))
-    except (ValueError, KeyError, TypeError):
-        return _words(_decoded(body)) or "(nothing)"
-
-
-def _decoded(body: bytes) -> str:
-    return body[: 4 * SHOWN].decode("utf-8", "replace")
-
-
-def _words(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

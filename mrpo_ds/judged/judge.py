@@ -102,7 +102,7 @@ class Judge:
         return (input_tokens * self.usd_per_million_input + output_tokens * self.usd_per_million_output) / 1e6
 
     def request(self, call: Call) -> dict[str, Any]:
-        """The body that is sent: everything that a judgment depends on, besides the server."""
+        """The body that is sent: all that a judgment depends on, besides the server."""
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": message.role, "content": message.content} for message in call.messages],
@@ -115,8 +115,13 @@ class Judge:
         return body
 
     def key(self, call: Call) -> str:
-        """Digest of the request: the same question is never asked twice."""
-        return hashlib.sha256(json.dumps(self.request(call), sort_keys=True).encode()).hexdigest()
+        """Digest of the request: the same question is never asked twice.
+
+        Without max_tokens, which changes no judgment but those that it has cut.
+        """
+        body = self.request(call)
+        del body[self.max_tokens_field]
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     def secret(self) -> str | None:
         """The key. Raises ConfigError when its variable is not set."""

@@ -3,13 +3,17 @@
     OUT/judgments/<model>.jsonl    what the judge said, by a digest of all that it was asked
 
 A line has `key`, the case (`model`, `baseline`, `question`, `turn`, `order`), `judge`, `prompt`, `judgment`: its words,
-`finish_reason`, `first_token`, `usage`, `usd`, `served_model`, `attempts`, `seconds`. A line with `lost` instead of
-`judgment` is an attempt that may have been billed though no answer came; it counts as spend and as nothing else. One
-with `same_request` is another case of a request that was made already, as of two models that answer alike.
+`finish_reason`, `first_token`, `max_tokens`, `usage`, `usd` (null: no prices were given), `served_model`, `attempts`,
+`seconds`, and `supersedes`: how many judgments of the same request were made before, which then no longer count.
+
+A line with `lost` instead of `judgment` is an attempt that may have been billed though no answer came, with the most
+that it has cost; it counts as spend and as nothing else. With `refused` the judge did not want that prompt. One with
+`same_request` is another case of a request that was made already, as of two models that answer alike.
 """
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,15 +35,17 @@ class Judgments:
         """Read what is there. Raises DataError for a damaged line that is not the last of its file."""
         self._folder = out / FOLDER
         self._by_key: dict[str, Record] = {}
-        self._cases: set[tuple[str, Case]] = set()
-        self.usd = 0.0
-        """Spent on all that is there, lost attempts among it."""
+        self._cases: set[tuple[str, Case, int]] = set()
+        self.lines: list[Record] = []
+        """All that is there, lost attempts among it."""
+        self.refused: set[str] = set()
+        """Keys of requests that the judge has refused, and it may be for their prompts alone."""
         for path in sorted(self._folder.glob("*.jsonl")):
             for record in read_whole_lines(path):
                 self._take(record)
 
     def find(self, key: str) -> Record | None:
-        """The judgment of a request, or None."""
+        """The judgment of a request, the newest of several, or None."""
         return self._by_key.get(key)
 
     def add(self, record: Record) -> None:
@@ -59,14 +65,18 @@ class Judgments:
     def share(self, key: str, case: Case) -> None:
         """Write down that a judgment is also about another case whose request is the same. Raises OSError."""
         record = self._by_key.get(key)
-        if record is not None and (key, case) not in self._cases:
+        if record is not None and (key, case, supersedes(record)) not in self._cases:
             self.add({**record, **asdict(case), "usage": None, "usd": None, "same_request": True})
 
     def _take(self, record: Record) -> None:
-        self.usd += record.get("usd") or 0.0
+        self.lines.append(record)
+        if record.get("refused"):
+            self.refused.add(record["key"])
         if "judgment" in record:
-            self._by_key.setdefault(record["key"], record)
-            self._cases.add((record["key"], case_of(record)))
+            key = record["key"]
+            if key not in self._by_key or supersedes(record) > supersedes(self._by_key[key]):
+                self._by_key[key] = record
+            self._cases.add((key, case_of(record), supersedes(record)))
 
 
 def read_whole_lines(path: Path) -> list[Record]:
@@ -101,3 +111,8 @@ def read_whole_lines(path: Path) -> list[Record]:
 def case_of(record: Record) -> Case:
     """What a record is about. Raises KeyError, TypeError or ValueError where it does not say so."""
     return Case(str(record["model"]), str(record["question"]), int(record["turn"]), str(record["order"]))
+
+
+def supersedes(record: Mapping[str, Any]) -> int:
+    """How many judgments of the same request were made before this one, which then no longer count."""
+    return int(record.get("supersedes") or 0)

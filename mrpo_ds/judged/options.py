@@ -24,6 +24,9 @@ def add_judge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "--single-order", action="store_true", help="pairs: the model's answer is always A, as in the MRPO paper"
     )
     command.add_argument("--max-cost", type=float, metavar="USD", help="the most that the judgments of --out may cost")
+    command.add_argument(
+        "--retry-unread", action="store_true", help="ask once more for judgments that are there without a verdict"
+    )
     command.add_argument("--limit", type=int, metavar="N", help="only the first N questions, for trials")
     command.add_argument("--out", metavar="DIR", help="answers, judgments and table; without it runs/judged/<bench>")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of sampled answers and of the bootstrap (0)")

@@ -11,7 +11,7 @@ from mrpo_ds.config.schema import SourceConfig
 from mrpo_ds.data.sources import read_rows
 from mrpo_ds.errors import ConfigError, DataError
 from mrpo_ds.judged.benchmarks import Benchmark
-from mrpo_ds.judged.judgments import case_of
+from mrpo_ds.judged.judgments import case_of, supersedes
 from mrpo_ds.judged.prompts import BASELINE_FIRST, MODEL_FIRST, Case
 from mrpo_ds.judged.questions import numbered, text_id
 from mrpo_ds.judged.verdicts import OUTCOMES, Verdict, label_of, read_verdict
@@ -43,21 +43,23 @@ def read_verdict_files(benchmark: Benchmark, files: Sequence[str]) -> list[Filed
     Raises DataError when a file cannot be read, or has a row of no known layout, and when there is no verdict.
     """
     found: list[Filed] = []
-    seen: set[tuple[str, Case]] = set()
+    seen: dict[tuple[str, Case], tuple[int, int]] = {}
     for file in files:
         named: dict[tuple[Case, str], int] = {}
         for number, row in read_rows(SourceConfig(source=file)):
             baseline, judge = _baseline(row), _judge(row)
             for verdict in _read(benchmark, row, f"{file} row {number}"):
                 ours = (str(row.get("key", "")), verdict.case)
-                if ours[0] and ours in seen:
-                    continue  # of our own records the same one again, such as a copy of the file
-                seen.add(ours)
+                if ours[0] and ours in seen:  # of our own records: asked for once more, or a copy of the file
+                    rank, place = seen[ours]
+                    if supersedes(row) > rank:
+                        found[place], seen[ours] = Filed(verdict, baseline, judge), (supersedes(row), place)
+                    continue
+                seen[ours] = supersedes(row), len(found)
                 if "instruction" in row:  # named by its text, which may come twice, as in the questions
                     named[verdict.case, baseline] = named.get((verdict.case, baseline), 0) + 1
-                    found.append(Filed(_again(verdict, named[verdict.case, baseline]), baseline, judge))
-                else:
-                    found.append(Filed(verdict, baseline, judge))
+                    verdict = _again(verdict, named[verdict.case, baseline])
+                found.append(Filed(verdict, baseline, judge))
     if not found:
         raise DataError(f"{', '.join(files)}: there is no verdict; {LAYOUT_HELP}")
     return found

@@ -55,7 +55,9 @@ def put_sweep(out: Path, name: str, suite: Suite, models: dict[str, Path | str])
             for task in tasks:
                 Cells(out).write(view(cell, task), model, task.title)
     candidates = [Candidate(model, str(path)) for model, path in models.items()]
-    results = collect(name, suite, candidates, Cells(out), [], None)
+    cells = {(model, task.title): Cells(out).read(model, task.title) for model in models for task in suite.tasks}
+    wanted = {place: cell["settings"] for place, cell in cells.items() if cell is not None}
+    results = collect(name, suite, candidates, Cells(out), wanted, [], None)
     write_results(results, out)
     (out / "suite.json").write_text(json.dumps(asdict(suite)), encoding="utf-8")
     averages = {row["model"]: row["average"] for row in results["models"]}

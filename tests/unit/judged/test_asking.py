@@ -5,37 +5,34 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError
-from mrpo_ds.judged.asking import Asked, ask_all
-from mrpo_ds.judged.endpoint import Reply
+from mrpo_ds.judged.asking import CapReached
 from mrpo_ds.judged.judge import Judge
 from mrpo_ds.judged.judgments import Judgments
 from mrpo_ds.judged.prompts import Call, Case
-from mrpo_ds.judged.spending import Spending
+from mrpo_ds.judged.replies import Usage
+from mrpo_ds.judged.spending import TEMPLATE_TOKENS, Spending
 from mrpo_ds.locks import locked
 from mrpo_ds.types import Message
-from tests.unit.judged.loopback import COMPLETION, judge_at, ok, serving
-
-PRICES = {"usd_per_million_input": 1000.0, "usd_per_million_output": 10_000.0, "max_tokens": 10}
-"""A judgment of loopback.COMPLETION costs 0.011 + 0.03 USD."""
-COST = 0.041
-
-
-def calls(count: int, model: str = "m") -> list[Call]:
-    return [Call(Case(model, str(n), 1), (Message("user", f"Question {n}: how good?"),)) for n in range(count)]
-
-
-def ask(out: Path, judge: Judge, asked: list[Call], cap: float | None = None) -> tuple[Asked, Judgments]:
-    kept = Judgments(out)
-    return ask_all(judge, asked, None, kept, cap), kept
-
+from tests.unit.judged.loopback import (
+    COMPLETION,
+    COST,
+    PRICES,
+    PROMPT,
+    Choice,
+    ask,
+    calls,
+    judge_at,
+    ok,
+    serving,
+    spent,
+)
 
 # ---- once, and kept --------------------------------------------------------------------------------------------------
 
@@ -72,7 +69,7 @@ def test_two_models_that_answer_alike_are_judged_by_one_call_and_both_have_it(tm
         records = [json.loads(line) for line in lines]
         assert sorted(record["question"] for record in records) == ["0", "1"]
         assert all(record.get("same_request", False) == shared for record in records)
-    assert Judgments(tmp_path).usd == pytest.approx(2 * COST)
+    assert spent(tmp_path) == pytest.approx(2 * COST)
 
 
 def test_another_judge_is_another_question(tmp_path):
@@ -82,12 +79,14 @@ def test_another_judge_is_another_question(tmp_path):
     assert len(seen) == 4
 
 
-def test_no_more_calls_at_a_time_than_the_judge_takes(tmp_path):
+@pytest.mark.parametrize("count", [1, 3])
+def test_as_many_calls_at_a_time_as_the_judge_takes(tmp_path, count):
     with serving(ok(), seconds_a_byte=0.002) as (url, seen):
-        outcome, _ = ask(tmp_path, judge_at(url, concurrency=1), calls(3))
-        assert outcome.new == 3
-        times = [one["body"]["messages"][0]["content"] for one in seen]
-    assert times == [f"Question {n}: how good?" for n in range(3)], "one after the other, in order"
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=count, timeout_seconds=120), calls(9))
+    assert outcome.new == 9
+    assert max(one["at_once"] for one in seen) == count
+    asked = [one["body"]["messages"][0]["content"] for one in seen]
+    assert (asked if count == 1 else sorted(asked)) == [f"Question {n}: how good?" for n in range(9)]
 
 
 @pytest.mark.parametrize("torn", [b'{"key": "ab', b"\x00\x00", b'{"key": "k", "judgment": "[[3]]"}'])
@@ -152,24 +151,23 @@ def test_a_disk_that_is_full_leaves_whole_lines(tmp_path):
 def test_the_cap_holds_and_what_was_bought_is_kept(tmp_path):
     with serving(ok()) as (url, seen):
         judge = judge_at(url, concurrency=4, **PRICES)
-        outcome, _ = ask(tmp_path, judge, calls(50), cap=0.5)
-        assert outcome.usd <= 0.5 and outcome.usd == pytest.approx(len(seen) * COST)
-        # The dearest outcome of a call is 0.1 for 10 tokens and about 0.01 for its prompt: it must still fit.
-        assert outcome.new == len(seen) == 10
+        outcome, _ = ask(tmp_path, judge, calls(50), cap=1.6)
+        assert outcome.usd <= 1.6 and outcome.usd == pytest.approx(len(seen) * COST)
+        # The dearest outcome of a call is 0.1 for 10 tokens and PROMPT: it must still fit.
+        assert outcome.new == len(seen) == 12
         assert outcome.end is not None and outcome.end.exit_code == 1
-        assert "--max-cost 0.5 USD: 0.4100 USD are spent, and the next call may cost 0.1" in str(outcome.end)
-        again, _ = ask(tmp_path, judge, calls(50), cap=0.5)
-        assert (again.new, len(seen)) == (0, 10), "what earlier commands spent counts"
-        more, _ = ask(tmp_path, judge, calls(50), cap=0.7)
-        assert more.new > 0 and more.usd <= 0.7
+        assert "--max-cost 1.6 USD: 0.4920 USD are spent, and the next call may cost 1.146" in str(outcome.end)
+        again, _ = ask(tmp_path, judge, calls(50), cap=1.6)
+        assert (again.new, len(seen)) == (0, 12), "what earlier commands spent counts"
+        more, _ = ask(tmp_path, judge, calls(50), cap=1.8)
+        assert more.new > 0 and more.usd <= 1.8
 
 
 def test_a_server_that_does_not_count_costs_the_estimate(tmp_path):
     answer = {key: value for key, value in COMPLETION.items() if key != "usage"}
     with serving(ok(answer)) as (url, _):
-        outcome, kept = ask(tmp_path, judge_at(url, concurrency=1, **PRICES), calls(1), cap=1.0)
-    # 21 characters at half a token each, and 10 tokens of the judge.
-    assert outcome.usd == kept.usd == pytest.approx(0.0105 + 0.1)
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=1, **PRICES), calls(1), cap=2.0)
+    assert outcome.usd == spent(tmp_path) == pytest.approx(PROMPT + 0.1)
 
 
 def test_attempts_that_may_have_been_billed_count_against_the_cap(tmp_path):
@@ -177,9 +175,67 @@ def test_attempts_that_may_have_been_billed_count_against_the_cap(tmp_path):
         judge = judge_at(url, concurrency=1, timeout_seconds=0.2, retries=1, **PRICES)
         outcome, _ = ask(tmp_path, judge, calls(1))
     assert len(seen) == 2 and len(outcome.failed) == 1
-    assert outcome.usd == pytest.approx(2 * (0.0105 + 0.1))
-    assert Judgments(tmp_path).usd == pytest.approx(outcome.usd), "in the next command too"
+    assert outcome.usd == pytest.approx(2 * (PROMPT + 0.1))
+    assert spent(tmp_path) == pytest.approx(outcome.usd), "in the next command too"
     assert Judgments(tmp_path).find(judge.key(calls(1)[0])) is None
+
+
+def test_another_attempt_is_made_only_below_the_cap(tmp_path):
+    cap = 2.5 * (PROMPT + 0.1)
+    with serving(ok(), seconds_a_byte=0.05) as (url, seen):
+        judge = judge_at(url, concurrency=1, timeout_seconds=0.2, retries=5, **PRICES)
+        outcome, _ = ask(tmp_path, judge, calls(1), cap)
+    assert len(seen) == 2, "a third attempt might have been billed beyond the cap"
+    assert outcome.usd == pytest.approx(2 * (PROMPT + 0.1)) and outcome.usd <= cap
+    assert isinstance(outcome.end, CapReached) and outcome.failed == {}
+    assert f"--max-cost {cap:g} USD: {outcome.usd:.4f} USD are spent" in str(outcome.end)
+
+
+def test_a_last_attempt_that_is_lost_leaves_what_is_left_to_other_calls(tmp_path):
+    with serving(ok(), seconds_a_byte=0.05) as (url, seen):
+        judge = judge_at(url, concurrency=1, timeout_seconds=0.2, retries=0, **PRICES)
+        outcome, _ = ask(tmp_path, judge, calls(2), cap=2.0 * (PROMPT + 0.1) + 1e-6)
+    assert len(seen) == 2 and len(outcome.failed) == 2 and outcome.end is None
+
+
+@pytest.mark.parametrize("text", ["\u4f60" * 200, "\U0001f600" * 200, "q83vEjRWeJA" * 20])
+def test_the_cap_holds_for_text_that_takes_more_tokens_than_characters(tmp_path, text):
+    """A server with a tokenizer of bytes, which is the most that a text can take, and all calls at once."""
+    size = len(text.encode())
+    answer = {**COMPLETION, "usage": {"prompt_tokens": size + 40, "completion_tokens": 0}}
+    asked = [Call(Case("m", str(n), 1), (Message("user", text[n:]),)) for n in range(16)]
+    price = {"usd_per_million_input": 1000.0, "usd_per_million_output": 0.0}
+    cap = 1.5 * (size + TEMPLATE_TOKENS) * 1e-3
+    with serving(ok(answer)) as (url, _):
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=8, **price), asked, cap)
+    assert 0 < outcome.usd <= cap and isinstance(outcome.end, CapReached)
+
+
+def test_what_a_server_counts_beyond_that_is_remembered(tmp_path):
+    """A server that adds a long system message, and counts thoughts beside max_tokens, does so once at most."""
+    usage = {"prompt_tokens": 5000, "completion_tokens": 70}
+    with serving(ok({**COMPLETION, "usage": usage})) as (url, seen):
+        judge = judge_at(url, concurrency=1, **PRICES)
+        first, _ = ask(tmp_path, judge, calls(1))
+        assert first.usd == pytest.approx(5.7)
+        for cap, made in ((2 * 5.7 - 0.01, 1), (2 * 5.7 + 0.01, 2)):
+            outcome, _ = ask(tmp_path, judge, calls(3), cap)
+            assert outcome.usd <= cap and isinstance(outcome.end, CapReached) and len(seen) == made
+
+
+def test_what_was_bought_before_there_were_prices_counts(tmp_path):
+    with serving(ok(), ok({**COMPLETION, "usage": None})) as (url, _):
+        ask(tmp_path, judge_at(url, max_tokens=10), [*calls(2, "a"), *calls(1, "b")])
+    with serving(ok(), seconds_a_byte=0.05) as (url, _):
+        ask(tmp_path, judge_at(url, max_tokens=10, timeout_seconds=0.2, retries=0), calls(3)[2:])
+    assert spent(tmp_path) == 0
+    with serving(ok()) as (url, seen):
+        judge = judge_at(url, concurrency=1, **PRICES)
+        outcome, _ = ask(tmp_path, judge, calls(9), cap=2 * (PROMPT + 0.1) + COST)
+        assert outcome.usd == pytest.approx(COST + 2 * (PROMPT + 0.1)), "counted, not counted, and lost"
+        assert isinstance(outcome.end, CapReached) and not seen
+        other, _ = ask(tmp_path, judge_at(url, concurrency=1, **{**PRICES, "model": "another"}), calls(1))
+        assert other.usd == pytest.approx(COST), "what another judge costs is not known"
 
 
 def test_a_refusal_that_concerns_all_ends_at_once(tmp_path):
@@ -198,6 +254,41 @@ def test_one_prompt_that_is_refused_does_not_end_the_others(tmp_path):
     assert (outcome.new, outcome.end) == (4, None)
     (why,) = outcome.failed.values()
     assert "400 Bad Request: too long" in why
+
+
+def refusing(which: Callable[[int], bool]) -> Choice:
+    """A server that wants no prompt of calls() whose number is such."""
+    body = json.dumps({"error": {"message": "too long"}}).encode()
+    return lambda prompt: (400, body, {}) if which(int(prompt.split()[1][:-1])) else ok()
+
+
+def test_prompts_that_are_refused_do_not_keep_later_commands_from_the_others(tmp_path):
+    with serving(refusing(lambda n: n % 10 == 0)) as (url, seen):
+        judge = judge_at(url, concurrency=1, **PRICES)
+        first, _ = ask(tmp_path, judge, calls(100), cap=40 * COST + PROMPT + 0.1 - 1e-6)
+        assert isinstance(first.end, CapReached) and (first.new, len(first.failed)) == (40, 5)
+        again, _ = ask(tmp_path, judge, calls(100))
+        assert (again.new, again.cached, len(again.failed), again.end) == (50, 40, 10, None)
+        last, _ = ask(tmp_path, judge, calls(100))
+        assert (last.new, len(last.failed), last.end) == (0, 10, None)
+
+
+def test_prompts_that_are_refused_before_any_answer_come_last_the_next_time(tmp_path):
+    with serving(refusing(lambda n: n < 4)) as (url, seen):
+        judge = judge_at(url, concurrency=1, **PRICES)
+        first, _ = ask(tmp_path, judge, calls(9))
+        assert (first.new, len(seen)) == (0, 3) and "3 calls in a row failed" in str(first.end)
+        again, _ = ask(tmp_path, judge, calls(9))
+        assert (again.new, again.end) == (5, None) and set(again.failed) == {judge.key(one) for one in calls(4)}
+    assert spent(tmp_path) == pytest.approx(5 * COST), "a refusal costs nothing"
+
+
+def test_settings_that_the_judge_refuses_end_early(tmp_path):
+    with serving(refusing(lambda n: False)) as (url, _):
+        ask(tmp_path, judge_at(url, concurrency=1, max_tokens=10), calls(5))
+    with serving(refusing(lambda n: True)) as (url, seen):
+        outcome, _ = ask(tmp_path, judge_at(url, concurrency=1, max_tokens=1 << 20), calls(50))
+    assert len(seen) == 3 and "3 calls in a row failed; the last: " in str(outcome.end)
 
 
 def test_three_failures_in_a_row_are_the_end(tmp_path):
@@ -233,22 +324,32 @@ def test_a_folder_that_cannot_be_written_ends_it(tmp_path):
 # ---- the cap as arithmetic -------------------------------------------------------------------------------------------
 
 
-@given(
-    cap=st.floats(0.01, 2),
-    events=st.lists(st.tuples(st.integers(1, 200), st.floats(0, 1), st.integers(0, 10), st.booleans()), max_size=60),
-)
-def test_spend_never_passes_the_cap_while_servers_count_no_more_than_was_reserved(cap: float, events: Any) -> None:
+EVENT = st.tuples(st.sampled_from(["begin", "lose", "end", "fail"]), st.integers(1, 200), st.floats(0, 1))
+
+
+@given(cap=st.floats(1, 5), events=st.lists(EVENT, max_size=60))
+def test_spend_never_passes_the_cap_while_servers_count_no_more_than_was_reserved(
+    cap: float, events: list[tuple[str, int, float]]
+) -> None:
     spending = Spending(Judge(base_url="https://host/v1", model="j", **PRICES), cap)
-    under_way: list[tuple[float, Call, Reply]] = []
-    for characters, share, output, finishes in events:
-        call = Call(Case("m", "q", 1), (Message("user", "x" * characters),))
-        rate = spending.per_character
-        if spending.fits(call):
-            reply = Reply("", None, None, int(share * rate * characters), output)
-            under_way.append((spending.begin(call), call, reply))
-        if finishes and under_way:
-            spending.end(*under_way.pop(0))
+    under_way: list[tuple[float, Call]] = []
+    for what, size, share in events:
+        call = Call(Case("m", "q", 1), (Message("user", "x" * size),))
+        usage = Usage(int(share * (size + TEMPLATE_TOKENS)), int(share * 10)) if share < 0.9 else Usage()
+        if what == "begin":
+            if spending.fits(call):
+                under_way.append((spending.begin(call), call))
+        elif under_way:
+            estimate, call = under_way.pop(0)
+            usage = usage if call.messages[0].content == "x" * size else Usage()
+            if what == "lose":
+                spending.lose(call, usage)
+                if spending.holds():
+                    under_way.append((estimate, call))
+                    assert spending.spent + spending.reserved <= cap * (1 + 1e-9)
+                    continue
+            spending.end(estimate, call, usage if what == "end" else None)
         assert spending.spent + spending.reserved <= cap * (1 + 1e-9)
-    while under_way:
-        spending.end(*under_way.pop())
+    for estimate, call in under_way:
+        spending.end(estimate, call, Usage())
     assert spending.spent <= cap * (1 + 1e-9) and spending.reserved == pytest.approx(0, abs=1e-9)

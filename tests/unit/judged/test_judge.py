@@ -10,17 +10,19 @@ import pytest
 import yaml
 
 from mrpo_ds.errors import ConfigError
-from mrpo_ds.judged.endpoint import CallFailed, Endpoint, Reply, read_reply, retry_after
+from mrpo_ds.judged.endpoint import CallFailed, Endpoint, retry_after
 from mrpo_ds.judged.judge import Judge, load_judge
 from mrpo_ds.judged.prompts import Call, Case
+from mrpo_ds.judged.replies import Reply, Usage, read_reply
 from mrpo_ds.types import Message
 from tests.unit.judged.loopback import judge_at, ok, serving
 
 CALL = Call(Case("m", "81", 1), (Message("system", "be fair"), Message("user", "Which?")))
 
 
-def ask(judge: Judge, lost: list[str] | None = None) -> Reply:
-    endpoint = Endpoint(judge, threading.Event(), lambda call, why: (lost if lost is not None else []).append(why))
+def ask(judge: Judge, lost: list[tuple[str, Usage, bool]] | None = None) -> Reply:
+    told = [] if lost is None else lost
+    endpoint = Endpoint(judge, threading.Event(), lambda call, why, usage, last: told.append((why, usage, last)))
     try:
         return endpoint.ask(CALL)
     finally:
@@ -44,10 +46,11 @@ def test_a_request_has_what_a_judgment_depends_on(monkeypatch):
                 "max_tokens": 9,
                 "temperature": 0.0,
             },
+            "at_once": 1,
         }
     ]
     assert (reply.text, reply.finish, reply.served) == ("[[7]]", "stop", "judge-2024")
-    assert (reply.input_tokens, reply.output_tokens, reply.attempts) == (11, 3, 1)
+    assert (reply.usage, reply.attempts) == (Usage(11, 3), 1)
 
 
 def test_options_for_models_that_want_another_request():
@@ -60,9 +63,10 @@ def test_options_for_models_that_want_another_request():
 def test_the_key_of_a_request_changes_with_all_that_a_judgment_depends_on_and_with_nothing_else():
     judge = judge_at("http://localhost/v1")
     others = [judge_at("http://localhost/v1", **{key: value}) for key, value in (("model", "k"), ("temperature", 0.5))]
-    others.append(judge_at("http://localhost/v1", max_tokens=7))
     keys = {one.key(CALL) for one in (judge, *others)}
-    assert len(keys) == 4
+    assert len(keys) == 3
+    for field in ("max_tokens", "max_completion_tokens"):
+        assert judge_at("http://localhost/v1", max_tokens=7, max_tokens_field=field).key(CALL) == judge.key(CALL)
     assert judge.key(Call(CALL.case, CALL.messages[1:])) not in keys
     assert judge.key(Call(Case("other", "q", 2), CALL.messages)) == judge.key(CALL)
     assert judge_at("http://localhost:1/v1", timeout_seconds=1, retries=9).key(CALL) == judge.key(CALL)
@@ -71,13 +75,13 @@ def test_the_key_of_a_request_changes_with_all_that_a_judgment_depends_on_and_wi
 def test_probabilities_of_the_first_token():
     top = [{"token": " A", "logprob": -0.5}, {"token": "A", "logprob": -2.0}, {"token": "B", "logprob": -9999.0}]
     choice = {"message": {"content": "A"}, "logprobs": {"content": [{"top_logprobs": [*top, {"token": 1}]}]}}
-    reply = read_reply(json.dumps({"choices": [choice]}).encode(), "url")
+    reply = read_reply(json.dumps({"choices": [choice]}).encode())
     assert reply.top == {}, "what is not in its form is no probability"
     choice["logprobs"]["content"][0]["top_logprobs"] = top
     body = json.dumps({"choices": [choice]}).encode()
-    assert read_reply(body, "url").top == {"A": -0.5, "B": -9999.0}
-    assert read_reply(body.replace(b"-9999.0", b"-Infinity"), "url").top == {"A": -0.5}
-    assert (read_reply(body, "url").input_tokens, read_reply(body, "url").finish) == (None, None)
+    assert read_reply(body).top == {"A": -0.5, "B": -9999.0}
+    assert read_reply(body.replace(b"-9999.0", b"-Infinity")).top == {"A": -0.5}
+    assert (read_reply(body).usage, read_reply(body).finish) == (Usage(), None)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +94,11 @@ def test_probabilities_of_the_first_token():
         b"{}",
         b"\xff\xfe",
         b'{"choices": []}',
-        b'{"choices": [{"message": {}}]}',
+        b'{"choices": [{"text": "[[7]]"}]}',
+        b'{"choices": "none"}',
         b'{"choices": [{"message": {"content": 3}}]}',
+        b'{"choices": [{"message": {"content": ["[[7]]"]}}]}',
+        b'{"choices": [{"message": {"content": [{"type": "text"}]}}]}',
     ],
 )
 def test_a_body_that_is_no_completion_is_shown_and_not_asked_again(body):
@@ -103,9 +110,54 @@ def test_a_body_that_is_no_completion_is_shown_and_not_asked_again(body):
     assert len(seen) == 1 and not told.value.fatal
 
 
-def test_words_that_are_missing_are_no_words():
-    body = {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}
-    assert read_reply(json.dumps(body).encode(), "url").text == ""
+@pytest.mark.parametrize("message", [{"content": None}, {"role": "assistant"}, {"content": []}])
+def test_words_that_are_missing_are_no_words(message):
+    """The thoughts of a judge may take all that it may say, and are paid for: asked again, it would do the same."""
+    body = {"choices": [{"message": message, "finish_reason": "length"}], "usage": {"completion_tokens": 2048}}
+    reply = read_reply(json.dumps(body).encode())
+    assert (reply.text, reply.finish, reply.usage) == ("", "length", Usage(None, 2048))
+
+
+def test_words_in_parts_are_read_without_thoughts():
+    thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "A? [[A]]"}], "text": "[[A]]"}
+    parts = [thoughts, {"type": "text", "text": "B is better: "}, {"type": "text", "text": "[[B]]"}]
+    body = {"choices": [{"message": {"content": parts}}]}
+    assert read_reply(json.dumps(body).encode()).text == "B is better: [[B]]"
+
+
+@pytest.mark.parametrize(
+    ("counted", "usage"),
+    [
+        ({"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 514}, Usage(11, 503)),
+        ({"prompt_tokens": 11, "completion_tokens": 503, "total_tokens": 514}, Usage(11, 503)),
+        ({"prompt_tokens": 11, "total_tokens": 514}, Usage(11, 503)),
+        ({"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 0}, Usage(11, 3)),
+        ({"completion_tokens": 3, "total_tokens": 514}, Usage(None, 3)),
+        ({"prompt_tokens": -1, "completion_tokens": True}, Usage()),
+        (None, Usage()),
+        ([], Usage()),
+    ],
+)
+def test_thoughts_that_are_in_the_total_alone_are_counted(counted, usage):
+    body = {"choices": [{"message": {"content": "[[7]]"}}], "usage": counted}
+    assert read_reply(json.dumps(body).encode()).usage == usage
+
+
+@pytest.mark.parametrize(
+    ("answer", "usage"),
+    [
+        ({"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 3}}, Usage(11, 3)),
+        ({"choices": [{"message": {"content": 3}}]}, Usage()),
+        ({"choices": []}, None),
+        ({"result": "yes"}, None),
+    ],
+)
+def test_an_unusable_answer_that_was_billed_is_told(answer, usage):
+    lost: list[tuple[str, Usage, bool]] = []
+    with serving(ok(answer)) as (url, seen), pytest.raises(CallFailed, match="no chat completion") as told:
+        ask(judge_at(url), lost)
+    assert len(seen) == 1 and told.value.alone == (usage is not None)
+    assert [what[1:] for what in lost] == ([] if usage is None else [(usage, True)])
 
 
 # ---- what is repeated ------------------------------------------------------------------------------------------------
@@ -129,6 +181,40 @@ def test_a_refusal_is_told_in_the_servers_words_at_once(status, fatal):
     ):
         ask(judge_at(url))
     assert len(seen) == 1 and told.value.fatal == fatal
+
+
+@pytest.mark.parametrize("code", [429, "429", 503])
+@pytest.mark.parametrize("whole", [True, False])
+def test_trouble_in_a_200_is_waited_for(code, whole):
+    error = {"error": {"code": code, "message": "slow down"}}
+    trouble = error if whole else {"choices": [{**error, "message": {"content": ""}, "finish_reason": "error"}]}
+    with serving(ok(trouble), ok(trouble), ok()) as (url, seen):
+        assert ask(judge_at(url)).attempts == 3
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "fatal", "alone"),
+    [
+        ({"code": 401, "message": "no such key"}, True, False),
+        ({"code": 400, "message": "no such key"}, False, True),
+        ({"code": "odd", "message": "no such key"}, False, True),
+        ("no such key", False, True),
+    ],
+)
+def test_a_refusal_in_a_200_is_told(error, fatal, alone):
+    lost: list[tuple[str, Usage, bool]] = []
+    with (
+        serving(ok({"error": error, "usage": {"prompt_tokens": 11, "completion_tokens": 0}})) as (url, seen),
+        pytest.raises(CallFailed, match="answered 200, and in it an error: no such key") as told,
+    ):
+        ask(judge_at(url), lost)
+    assert (told.value.fatal, told.value.alone, len(seen)) == (fatal, alone, 1)
+    assert [what[1:] for what in lost] == [(Usage(11, 0), True)]
+
+
+def test_no_error_beside_words_is_none():
+    assert read_reply(b'{"choices": [{"message": {"content": "[[7]]"}}], "error": null}').text == "[[7]]"
 
 
 def test_trouble_that_does_not_pass_is_given_up():
@@ -162,17 +248,17 @@ def test_retry_after_as_number_and_as_date():
 
 
 def test_a_judge_that_hangs_or_drips_is_timed_out_and_may_have_been_billed():
-    lost: list[str] = []
+    lost: list[tuple[str, Usage, bool]] = []
     with (
         serving(ok(), seconds_a_byte=0.05) as (url, seen),
         pytest.raises(CallFailed, match=r"did not answer within timeout_seconds, 0.3 s \(after 2 attempts\)"),
     ):
         ask(judge_at(url, timeout_seconds=0.3, retries=1), lost)
-    assert len(seen) == len(lost) == 2
+    assert len(seen) == 2 and [what[1:] for what in lost] == [(Usage(), False), (Usage(), True)]
 
 
 def test_nobody_there_is_no_bill():
-    lost: list[str] = []
+    lost: list[tuple[str, Usage, bool]] = []
     with pytest.raises(CallFailed, match=r"cannot be reached: .*refused.*after 3 attempts"):
         ask(judge_at("http://127.0.0.1:9/v1"), lost)
     assert lost == []
@@ -181,7 +267,7 @@ def test_nobody_there_is_no_bill():
 def test_pauses_end_when_the_work_is_stopped():
     stopped = threading.Event()
     with serving((503, b"", {})) as (url, _):
-        endpoint = Endpoint(judge_at(url, backoff_seconds=60), stopped, lambda call, why: None)
+        endpoint = Endpoint(judge_at(url, backoff_seconds=60), stopped, lambda *lost: None)
         threading.Timer(0.3, stopped.set).start()
         started = time.monotonic()
         with pytest.raises(CallFailed, match="stopped between attempts"):
@@ -246,8 +332,48 @@ def test_what_is_meant_for_this_host_goes_to_no_proxy(monkeypatch):
     assert len(seen) == 1
 
 
-def test_a_server_that_repeats_the_key_does_not_make_us_tell_it(monkeypatch):
-    monkeypatch.setenv("MY_KEY", "sk-very-secret")
-    body = json.dumps({"error": {"message": "Incorrect API key: sk-very-secret"}}).encode()
-    with serving((401, body, {})) as (url, _), pytest.raises(CallFailed, match=r"Incorrect API key: \*\*\*"):
-        ask(judge_at(url, api_key_env="MY_KEY"))
+SECRET = "sk-very/secret-key"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (401, json.dumps({"error": {"message": f"Incorrect API key: {SECRET}"}}).encode(), {}),
+        (401, b'{"error": "Incorrect: sk-very\\/secret-key"}', {}),
+        (401, b'<a href="/?key=sk-very%2Fsecret-key">', {}),
+        (400, b"x" * 290 + SECRET.encode(), {}),
+        (400, b"x" * 1190 + SECRET.encode(), {}),
+        (503, json.dumps({"error": {"message": "x" * 290 + SECRET}}).encode(), {}),
+        (429, SECRET.encode(), {"Retry-After": "3600"}),
+        (200, SECRET.encode(), {}),
+        (200, b"x" * 290 + SECRET.encode(), {}),
+        (200, json.dumps({"error": {"code": 401, "message": "x" * 290 + SECRET}}).encode(), {}),
+        (200, json.dumps({"choices": [{"message": {"content": 3, "to": SECRET}}]}).encode(), {}),
+        (200, SECRET.encode(), {"Content-Encoding": "gzip"}),
+    ],
+)
+def test_a_server_that_repeats_the_key_does_not_make_us_tell_it(monkeypatch, answer):
+    monkeypatch.setenv("MY_KEY", SECRET)
+    lost: list[tuple[str, Usage, bool]] = []
+    with serving(answer) as (url, _), pytest.raises(CallFailed) as told:
+        ask(judge_at(url, api_key_env="MY_KEY", retries=1), lost)
+    for said in (str(told.value), *(what[0] for what in lost)):
+        assert "sk-very" not in said
+
+
+def test_a_judgment_that_repeats_the_key_is_kept_without_it(monkeypatch):
+    monkeypatch.setenv("MY_KEY", SECRET)
+    words = {"message": {"content": f"You are {SECRET}: [[7]]"}, "finish_reason": SECRET}
+    with serving(ok({"choices": [words], "model": SECRET})) as (url, _):
+        reply = ask(judge_at(url, api_key_env="MY_KEY"))
+    assert (reply.text, reply.finish, reply.served) == ("You are ***: [[7]]", "***", "***")
+
+
+def test_a_word_in_place_of_a_key_may_stand_in_a_judgment(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "EMPTY")
+    answer = {"choices": [{"message": {"content": "EMPTY words: [[1]]"}}]}
+    with serving(ok(answer), (400, b"EMPTY is no key", {})) as (url, _):
+        judge = judge_at(url, api_key_env="MY_KEY")
+        assert ask(judge).text == "EMPTY words: [[1]]"
+        with pytest.raises(CallFailed, match=r"\*\*\* is no key"):
+            ask(judge)
