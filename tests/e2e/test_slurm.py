@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from mrpo_ds.checkpoint import list_checkpoints
+from tests.leaderboard_support import SUITE, World
 from tests.slurm_support import Slurm, two_node_slurm
-from tests.support import ROOT, base_config, read_metrics, without_clock, write_config
+from tests.support import ROOT, base_config, make_model, read_metrics, without_clock, write_config
 from tests.warm import Warm
 
 STEPS = 40
@@ -352,17 +353,23 @@ def test_a_run_that_did_not_finish_is_left_out_of_the_comparison(cluster: Cluste
 
 @pytest.mark.cluster
 def test_the_tasks_of_an_array_share_an_evaluation(cluster: Cluster) -> None:
-    script = cluster.root / "asked"
-    script.write_text('#!/bin/sh\necho "asked for: $*"\n')
-    script.chmod(0o755)
-    models = ("one/model", "other/model")
-    more = ("--out", "results", "--limit", "3", "--batch-size", "4", "--redo", "--shards", "3")
-    asked = (*models, "--kind", "eval", "--suite", "smoke", *more)
-    (job,) = cluster.launch(*asked, site=cluster.site("asked", python=str(script)))
-    assert cluster.over(job) == ["COMPLETED"] * 3, cluster.output(job)
-    said = re.findall(r"asked for: (.*)", cluster.output(job))
-    words = f"-m mrpo_ds eval {' '.join(models)} --suite smoke --out results --limit 3 --batch-size 4 --redo --shard"
-    assert said == [f"{words} {number}/3" for number in range(3)]
+    """Two models and two tasks by lm-eval itself: the table is that of one command."""
+    (cluster.root / "evaluation").mkdir()
+    world = World.made(cluster.root / "evaluation")
+    world.models["mrpo"] = make_model(world.root / "mrpo", seed=2)
+    world.suite.write_text("".join(line for line in SUITE.splitlines(True) if "mmlu" not in line), encoding="utf-8")
+    scratch = f"export DS_ACCELERATOR=cpu HF_HOME={world.root}/hf HF_DATASETS_CACHE={world.root}/hf/datasets"
+    words = world.arguments("shared", "--batch-size", "4")[2:]
+    (job,) = cluster.launch(*words, "--kind", "eval", "--shards", "2", site=cluster.site("eval", environment=[scratch]))
+    assert cluster.over(job) == ["COMPLETED"] * 2, cluster.output(job)[-4000:]
+    assert sorted(world.computed("shared")) == ["base/arc_easy", "base/gsm8k", "mrpo/arc_easy", "mrpo/gsm8k"]
+    assert {path.name for path in (world.root / "shared/logs").iterdir()} == {
+        "shard-0-of-2-worker-0.log",
+        "shard-1-of-2-worker-0.log",
+    }
+    world.sweep("alone", "--batch-size", "4")
+    assert world.results("shared")["missing"] == []
+    assert world.results("shared") == world.results("alone")
 
 
 def test_what_sbatch_refuses_is_one_line(cluster: Cluster) -> None:

@@ -31,7 +31,7 @@ CONFIG = str(ROOT / "launch/configs/mrpo.yaml")
 REQUESTS = {
     "train": Request(words=(CONFIG, "train.seed=1", "loss.beta=0.2"), kind="train", nodes=2),
     "score": Request(words=(CONFIG,), kind="score", shards=4),
-    "eval": Request(words=("runs/a b/model", "Org/Model"), kind="eval", suite="quick"),
+    "eval": Request(words=("runs/a b/model", "Org/Model"), kind="eval", suite="smoke"),
     "compare": Request(words=("runs/one", "runs/two"), kind="compare"),
 }
 
@@ -69,7 +69,9 @@ def test_those_to_be_run_can_be_run() -> None:
 
 @pytest.mark.parametrize("site", [FULL, replace(Site(), templates=FULL.templates)], ids=["full", "defaults"])
 @pytest.mark.parametrize("kind", [*REQUESTS, "sweep"])
-def test_filled_templates(tmp_path: Path, kind: str, site: Site) -> None:
+def test_filled_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, site: Site) -> None:
+    (tmp_path / "runs/a b/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.txt").write_text("train.seed=0\ntrain.seed=1\n")
     request = REQUESTS["train" if kind == "sweep" else kind]
     request = replace(request, sweep=str(tmp_path / "sweep.txt") if kind == "sweep" else None)
