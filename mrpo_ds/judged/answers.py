@@ -32,7 +32,7 @@ from mrpo_ds.judged.generation import (
     load_speaker,
     model_limit,
 )
-from mrpo_ds.judged.lines import append
+from mrpo_ds.judged.lines import append, read_whole
 from mrpo_ds.judged.records import Answer, Generation, Question
 from mrpo_ds.leaderboard.cells import differences
 from mrpo_ds.locks import take
@@ -222,13 +222,11 @@ class AnswerFile:
             self._digests[question.id] = digest_of(question, generation)
 
     def _read(self) -> None:
-        with self.path.open("rb") as file:
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            log(f"warning: the last line of {self.path} is torn, and dropped; its question is answered anew")
-            os.ftruncate(self._descriptor, len(whole))
-        rows = [self._parsed(number, line) for number, line in enumerate(whole.splitlines(), start=1)]
+        try:
+            lines = read_whole(self.path)
+        except OSError as error:
+            raise MrpoError(f"answers in {str(self.path)!r} cannot be read or mended: {error.strerror}.") from error
+        rows = [self._parsed(number, line) for number, line in enumerate(lines, start=1)]
         if rows:
             self._compare(rows[0].get("settings"), self.settings)
         for number, row in enumerate(rows[1:], start=2):

@@ -18,9 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mrpo_ds.console import warn
 from mrpo_ds.errors import ConfigError, DataError
-from mrpo_ds.judged.lines import append
+from mrpo_ds.judged.lines import append, read_whole
 from mrpo_ds.judged.prompts import Case
 from mrpo_ds.manifest import write_through
 
@@ -86,15 +85,11 @@ def read_whole_lines(path: Path) -> list[Record]:
         DataError: another line is not a JSON object with a key; ConfigError: the file cannot be read or mended.
     """
     try:
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            warn(f"{path} ends in a torn line of {len(data) - whole} bytes, as a kill leaves one; it is dropped")
-            os.truncate(path, whole)
+        lines = read_whole(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read or mended: {error.strerror}.") from error
     records = []
-    for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("key"), str):

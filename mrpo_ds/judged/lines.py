@@ -1,6 +1,19 @@
 """Lines of JSON that are added to a file one after the other, whole or not at all."""
 
 import os
+from pathlib import Path
+
+from mrpo_ds.console import warn
+
+
+def read_whole(path: Path) -> list[bytes]:
+    """The lines of a file. A last one without an end, which a kill leaves, is cut off and said. Raises OSError."""
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        warn(f"{path} ends in a torn line of {len(data) - whole} bytes, as a kill leaves one; it is dropped")
+        os.truncate(path, whole)
+    return data[:whole].split(b"\n")[:-1]
 
 
 def append(descriptor: int, text: str) -> None:
