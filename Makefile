@@ -19,7 +19,7 @@ help:
 	@echo "make test-matrix  the rest of the other matrices: objectives, presets, reshardings (make test has a part of each)"
 	@echo "make test-benchmarks  every benchmark at its smallest size (ten minutes; make test has the short ones)"
 	@echo "make test-cluster     launch scripts on a real two-node Slurm, and two hosts in network namespaces (root; minutes)"
-	@echo "make test-leaderboard  scores against plain lm_eval on five tasks, kills in a sweep, judges (twenty minutes; data in ../shared/data)"
+	@echo "make test-leaderboard  scores against plain lm_eval, version 2, kills and shards of a sweep, judges (half an hour; data in ../shared/data)"
 	@echo "make lint         ruff and mypy"
 	@echo "make test-real-text   objectives on published text with a real model (about half an hour; data in ../shared/data)"
 	@echo "make parity       our losses beside TRL's, on a tiny model (a minute, and TRL in a venv of its own)"

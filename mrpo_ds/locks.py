@@ -58,8 +58,11 @@ def locked_part(out: Path, who: str, part: tuple[int, int], patience: float = 0.
         # Who has it alone writes the count, and then shares it. Whoever shares it and reads the own count is in: to
         # write another one takes having it alone.
         if _try(descriptor, out, fcntl.LOCK_EX):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(count).encode(), 0)
+            try:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(count).encode(), 0)
+            except OSError as error:
+                raise _cannot_write(out, error) from error
         if not _try(descriptor, out, fcntl.LOCK_SH):
             return f"a {who} without --shard works in {str(out)!r}; wait for it, or use another --out."
         found = os.pread(descriptor, 20, 0).decode()
@@ -85,7 +88,7 @@ def _held(out: Path, name: str, problem: Callable[[int], str], patience: float) 
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out / name, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ConfigError(f"--out is {str(out)!r}, and cannot be written: {error.strerror}.") from error
+        raise _cannot_write(out, error) from error
     try:
         deadline = time.monotonic() + patience
         while told := problem(descriptor):
@@ -109,6 +112,10 @@ def take(descriptor: int, path: Path, held: str) -> None:
     """
     if not _try(descriptor, path, fcntl.LOCK_EX):
         raise ConfigError(f"{held} {str(path)!r}; wait for it, or use another --out.")
+
+
+def _cannot_write(out: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--out is {str(out)!r}, and cannot be written: {error.strerror}.")
 
 
 def _try(descriptor: int, path: Path, how: int) -> bool:

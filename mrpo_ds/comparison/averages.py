@@ -14,6 +14,8 @@ from mrpo_ds.leaderboard.scores import ScoreError, average, normalized
 from mrpo_ds.leaderboard.suites import Call, Suite
 
 Cell = dict[str, Any]
+OF_THE_TASK = ("lm_eval_task", "shots", "max_new_tokens", "data")
+"""Settings of a cell in which those of one sweep differ."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,22 @@ class Sweep:
         if self.suite is None:
             return None
         columns = {task.title: task for task in self.suite.tasks}
-        scores = {}
+        scores, ways = {}, set()
         for cell in cells:
             task = columns.get(str(cell["task"]))
             # What an earlier state of the suite has left under the same name does not count.
-            if task is None or _call(cell) != Call(task.task, task.shots, task.max_new_tokens):
+            if (
+                task is None
+                or not {"settings", "computed"} <= cell.keys()
+                or _call(cell) != Call(task.task, task.shots, task.max_new_tokens)
+            ):
                 continue
             with contextlib.suppress(ScoreError):  # nor what lacks the metric of today
                 scores[task.title] = normalized(task, cell["computed"])
+                if task.weight > 0:
+                    ways.add(_way(cell))
         found = average(self.suite, scores)
-        if found is None:
+        if found is None or len(ways) > 1:  # what was computed in two ways makes no average
             return None
         counted = [task for task in self.suite.tasks if task.weight > 0]
         key = json.dumps([asdict(task) for task in counted], sort_keys=True)
@@ -106,3 +114,9 @@ def _suite(path: Path) -> Suite | None:
 def _call(cell: Cell) -> Call:
     settings = cell["settings"]
     return Call(settings["lm_eval_task"], settings["shots"], settings["max_new_tokens"])
+
+
+def _way(cell: Cell) -> str:
+    """All of a cell's settings that do not depend on the task, as text."""
+    settings = {key: value for key, value in cell["settings"].items() if key not in OF_THE_TASK}
+    return json.dumps(settings, sort_keys=True)

@@ -68,7 +68,9 @@ class Score:
     @property
     def is_mean(self) -> bool:
         """Whether its value is the mean of its documents' values, by group_mean; not of instructions, or of turns."""
-        return math.isclose(self.value, over_documents([self]).mean, rel_tol=1e-6, abs_tol=1e-9)
+        return bool(self.documents) and math.isclose(
+            self.value, over_documents([self]).mean, rel_tol=1e-6, abs_tol=1e-9
+        )
 
 
 def from_cell(cell: Mapping[str, Any], place: str) -> Score:
@@ -176,19 +178,22 @@ def estimated(scores: Sequence[Score]) -> Estimate:
 
     The error of several seeds is that of their documents' means; None where the value is no mean of documents.
     """
-    whole = over_documents(scores)
-    stderr = whole.stderr if all(score.is_mean for score in scores) else None
     value = sum(score.value for score in scores) / len(scores)
-    return Estimate(value, scores[0].stderr if len(scores) == 1 else stderr, whole.count)
+    stderr = scores[0].stderr
+    if len(scores) > 1:
+        stderr = over_documents(scores).stderr if all(score.is_mean for score in scores) else None
+    return Estimate(value, stderr, len(scores[0].documents))
 
 
-def paired(ours: Sequence[Score], theirs: Sequence[Score]) -> Estimate:
+def paired(ours: Sequence[Score], theirs: Sequence[Score]) -> Estimate | None:
     """Difference on the same documents between two methods, each averaged over its seeds.
+
+    None where the documents have no values of their own, as those of a metric over a whole corpus.
 
     All scores must be comparable. The error is over documents: how the difference would vary with other ones. What
     makes a document easy for both cancels, so it is mostly far below that of two separate means.
     """
-    return over_documents(ours, theirs)
+    return over_documents(ours, theirs) if ours[0].documents else None
 
 
 def over_documents(ours: Sequence[Score], theirs: Sequence[Score] = ()) -> Estimate:

@@ -1,6 +1,6 @@
 """Judgments on disk: a line of JSON each, written through before the next call counts on it, never asked for twice.
 
-    OUT/judgments/<model>.jsonl    what the judge said, by a digest of all that it was asked
+    OUT/judgments/<model>.jsonl    what the judge said, by a digest of all that it was asked but max_tokens
 
 A line has `key`, the case (`model`, `baseline`, `question`, `turn`, `order`), `judge`, `prompt`, `judgment`: its words,
 `finish_reason`, `first_token`, `max_tokens`, `usage`, `usd` (null: no prices were given), `served_model`, `attempts`,
@@ -73,9 +73,14 @@ class Judgments:
             self.refused.add(record["key"])
         if "judgment" in record:
             key = record["key"]
-            if key not in self._by_key or supersedes(record) > supersedes(self._by_key[key]):
+            if key not in self._by_key or _rank(record) > _rank(self._by_key[key]):
                 self._by_key[key] = record
             self._cases.add((key, case_of(record), supersedes(record)))
+
+
+def _rank(record: Record) -> tuple[int, bool]:
+    """The newest judgment of a request counts, as it was bought and not as it was shared."""
+    return supersedes(record), not record.get("same_request")
 
 
 def read_whole_lines(path: Path) -> list[Record]:

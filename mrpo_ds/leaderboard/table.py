@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_ds.leaderboard.candidates import Candidate
-from mrpo_ds.leaderboard.cells import Cell, Cells, differences
-from mrpo_ds.leaderboard.scores import Score, average, normalized
+from mrpo_ds.leaderboard.cells import Cell, Cells, differences, view
+from mrpo_ds.leaderboard.scores import Score, ScoreError, average, normalized
 from mrpo_ds.leaderboard.suites import Suite, SuiteTask
 from mrpo_ds.manifest import write_atomic
 
@@ -46,9 +46,9 @@ def collect(
         counted: dict[str, Score] = {}
         for task in suite.tasks:
             place = f"{candidate.name}/{task.title}"
-            cell = cells.read(candidate.name, task.title)
-            if cell is not None and (changed := differences(cell, wanted[candidate.name, task.title])):
-                cell, otherwise[place] = None, changed
+            cell, reasons = _usable(cells.read(candidate.name, task.title), task, wanted[candidate.name, task.title])
+            if reasons:
+                otherwise[place] = reasons
             if cell is None:
                 missing.append(place)
                 continue
@@ -75,6 +75,18 @@ def collect(
         "notes": notes,
         "versions": versions,
     }
+
+
+def _usable(cell: Cell | None, task: SuiteTask, wanted: dict[str, Any]) -> tuple[Cell | None, list[str]]:
+    """The cell as its column is today, whatever metric it was of; or None, and why not if there is one."""
+    if cell is None:
+        return None, []
+    if changed := differences(cell, wanted):
+        return None, changed
+    try:
+        return view(cell, task), []
+    except ScoreError as error:
+        return None, [str(error)]
 
 
 def _entry(task: SuiteTask, cell: Cell, counted: Score) -> dict[str, Any]:
@@ -118,7 +130,7 @@ def as_markdown(results: Results) -> str:
         lines.append(f"Missing: {', '.join(results['missing'])}.")
     if results["otherwise"]:
         shown = [f"{name} ({'; '.join(changed[:3])})" for name, changed in results["otherwise"].items()]
-        lines.append(f"Computed with other settings, and not counted: {', '.join(shown)}.")
+        lines.append(f"Computed otherwise, and not counted: {', '.join(shown)}.")
     return "\n".join(lines) + "\n"
 
 

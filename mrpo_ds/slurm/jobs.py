@@ -154,9 +154,7 @@ def _eval(request: Request, site: Site) -> Job:
     given = {name: value for name in EVAL_OPTIONS if (value := getattr(request, name)) is not None}
     asked = Options(models=models, suite=request.suite or "", **given)
     _check_evaluation(asked)
-    gpus = request.gpus_per_node
-    if gpus is None:
-        gpus = 0 if site.gpus_per_node == 0 or asked.devices == "cpu" else 1
+    gpus = _gpus_of(asked.devices, request.gpus_per_node, site)
     options = _options(request.name or f"eval-{Path(asked.suite).stem}", 1, 1, gpus, site)
     shards = request.shards or len(models)
     options |= _array(request, shards, site)
@@ -168,6 +166,21 @@ def _eval(request: Request, site: Site) -> Job:
         "shards": shards,
     }
     return Job("eval", options, variables)
+
+
+def _gpus_of(devices: str | None, given: int | None, site: Site) -> int:
+    """GPUs that a task of an evaluation asks for. Raises ConfigError for --devices that it would not have."""
+    if devices == "cpu":
+        return given or 0
+    if devices is None:
+        return given if given is not None else min(site.gpus_per_node, 1) if site.gpus_per_node is not None else 1
+    numbers = devices.split(",")
+    are_numbers = all(one.isdecimal() for one in numbers) and len({int(one) for one in numbers}) == len(numbers)
+    require(are_numbers, "--devices", devices, "cpu, or numbers of GPUs, each once")
+    needed, most = max(map(int, numbers)) + 1, site.gpus_per_node if given is None else given
+    has_them = most is None or needed <= most
+    require(has_them, "--devices", devices, f"0 to {(most or 0) - 1}, the GPUs of a node" if most else "cpu")
+    return needed if given is None else given
 
 
 def _check_evaluation(asked: Options) -> None:

@@ -60,6 +60,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     refused(tmp_path / "file", (0, 2), "--out is .*, and cannot be written: ")
 
 
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    refused(tmp_path, (0, 2), "--out is .*, and cannot be written: No space left on device")
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_named_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -145,6 +145,22 @@ def test_cells_of_an_earlier_state_of_the_suite_do_not_count(tmp_path: Path) -> 
     assert "No average of smoke: mrpo lack" in (tmp_path / "out" / "benchmarks.md").read_text()
 
 
+def test_cells_that_were_computed_in_two_ways_have_no_average(tmp_path: Path) -> None:
+    """What a --redo with another limit leaves when one of its columns fails: results.md has no average either."""
+    runs = runs_of(tmp_path)
+    out = tmp_path / "sweep"
+    put_sweep(out, "smoke", load_suite("smoke"), {name: run / "model" for name, run in runs.items()})
+    asked = [str(run) for run in runs.values()]
+    compare(asked, tmp_path / "before", results=[str(out)])
+    assert "average of smoke" in (tmp_path / "before" / "benchmarks.md").read_text()
+    for name in runs:
+        cell = Cells(out).read(name, "winogrande")
+        assert cell is not None
+        Cells(out).write({**cell, "settings": {**cell["settings"], "limit": 8}}, name, "winogrande")
+    compare(asked, tmp_path / "out", results=[str(out)])
+    assert "average of smoke" not in (tmp_path / "out" / "benchmarks.md").read_text()
+
+
 def test_seeds_have_a_mean_average_and_its_spread(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"dpo-{seed}", seed=seed) for seed in (0, 1)]
     suite = load_suite("smoke")

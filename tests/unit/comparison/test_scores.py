@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,7 +145,16 @@ def test_a_value_over_something_else_than_documents_gives_no_error_of_theirs() -
     one = single([1.0, 0.0], value=0.25, stderr=None)
     assert not one.is_mean and single([1.0, 0.0]).is_mean
     assert estimated([one, one]).stderr is None and estimated([one, one]).mean == 0.25
-    assert paired([one], [single([0.0, 0.0])]).mean == 0.5
+    difference = paired([one], [single([0.0, 0.0])])
+    assert difference is not None and difference.mean == 0.5
+
+
+@pytest.mark.parametrize("group_mean", [None, "plain", "by_size"])
+def test_a_metric_over_a_whole_corpus_has_no_documents_to_pair(group_mean: str | None) -> None:
+    one = replace(single([1.0], value=0.3, stderr=0.1), documents={}, group_mean=group_mean)
+    assert paired([one], [one]) is None
+    assert (estimated([one]).mean, estimated([one]).stderr) == (0.3, 0.1)
+    assert (estimated([one, one]).mean, estimated([one, one]).stderr) == (0.3, None)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mrpo_ds.errors import RUN_AGAIN, ConfigError, DataError
 from mrpo_ds.judged.asking import CapReached
 from mrpo_ds.judged.judge import Judge
-from mrpo_ds.judged.judgments import Judgments
+from mrpo_ds.judged.judgments import Judgments, case_of
 from mrpo_ds.judged.prompts import Call, Case
 from mrpo_ds.judged.replies import Usage
 from mrpo_ds.judged.spending import TEMPLATE_TOKENS, Spending
@@ -121,6 +121,17 @@ def test_a_folder_has_one_owner(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--out is .* and cannot be written"), locked(tmp_path / "file", who):
         pass
+
+
+def test_a_judgment_that_two_models_share_keeps_what_it_took(tmp_path):
+    """The copy lies in a file that is read first."""
+    kept = Judgments(tmp_path)
+    record = {"key": "k", "model": "zeta", "question": "q", "turn": 1, "order": "", "judgment": "[[7]]"}
+    record |= {"baseline": "", "usage": {"prompt_tokens": 100, "completion_tokens": 9}, "usd": 0.5}
+    kept.add(record)
+    kept.share("k", case_of({**record, "model": "alpha"}))
+    for there in (kept, Judgments(tmp_path)):
+        assert there.find("k") == record
 
 
 def test_a_disk_that_is_full_leaves_whole_lines(tmp_path):

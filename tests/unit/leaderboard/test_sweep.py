@@ -1,6 +1,7 @@
 """What a sweep, or a shard of one, says and writes when it ends."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,24 @@ def test_cells_of_another_shard_are_not_looked_at_before(tmp_path: Path) -> None
     assert sweep._not_done(one, units[:2]) == units[:2]
     with pytest.raises(ConfigError, match="1 cells in .* limit 8 then, 2 now"):
         sweep._not_done(one, units)
+
+
+def test_a_cell_of_another_shard_is_shown_by_the_metric_of_today(tmp_path: Path) -> None:
+    """The suite was edited after it was computed: acc is 0.5 there, acc_norm 0.75, and f1 nothing."""
+    one, units = sweep_of(tmp_path, shard="0/2")
+    for model in ("a", "b"):
+        for task in (X, Y):
+            put(one, model, task)
+            cell = one.cells.read(model, task.title)
+            assert cell is not None
+            cell["computed"][task.task]["scores"]["acc_norm,none"] = [0.75, 0.25]
+            one.cells.write(cell, model, task.title)
+    columns = [replace(X, metric="acc_norm"), replace(Y, metric="f1")]
+    edited = replace(one, suite=Suite(tasks=columns))
+    table = sweep._write_table(edited, units)
+    assert [row["scores"]["x"]["value"] for row in table["models"]] == [0.75, 0.75]
+    assert table["missing"] == ["a/y", "b/y"]
+    assert table["otherwise"]["b/y"] == ["y has no 'f1,none'; it has acc,none, acc_norm,none"]
 
 
 def test_what_a_command_line_is_told_for_the_same_figures() -> None:

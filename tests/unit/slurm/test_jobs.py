@@ -185,6 +185,13 @@ def test_an_evaluation_gets_the_options_of_eval(model: str, tmp_path: Path) -> N
         ("Org/Model", {"offline": "nowhere"}, "there is no mirror in 'nowhere'"),
         ("Org/Model", {"dtype": "fp16"}, "--dtype is 'fp16'; allowed: checkpoint | bf16 | fp32."),
         ("Org/Model", {"limit": 0}, "--limit is 0; allowed: >= 1 document"),
+        ("Org/Model", {"devices": "gpu"}, "--devices is 'gpu'; allowed: cpu, or numbers of GPUs, each once"),
+        ("Org/Model", {"devices": "1,1"}, "--devices is '1,1'; allowed: cpu, or numbers of GPUs, each once"),
+        (
+            "Org/Model",
+            {"devices": "0,3", "gpus_per_node": 2},
+            "--devices is '0,3'; allowed: 0 to 1, the GPUs of a node",
+        ),
     ],
 )
 def test_an_evaluation_that_would_fail_on_every_node_is_refused(word: str, more: dict[str, Any], says: str) -> None:
@@ -198,7 +205,9 @@ def test_the_command_line_has_the_options_of_eval(capsys: pytest.CaptureFixture[
     more = ["--batch-size", "8", "--devices", "0,1", "--no-chat-template"]
     assert main([*words, *more, "--site", str(ROOT / "launch/site.yaml"), "--dry-run"]) == 0
     told = "options=(--batch-size 8 --dtype bf16 --no-chat-template --redo --devices 0,1)"
-    assert told in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert told in said
+    assert "#SBATCH --gpus-per-node=2" in said, "as many as it names"
 
 
 def test_where_there_is_no_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
