@@ -3,7 +3,8 @@
 import ctypes
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 
 KEPT_BLOCK, KEPT_TOP = 2**28, 2**30
 """Bytes of a block, and of free memory at the heap's end, up to which keep_freed keeps what is freed."""
+USUAL_BLOCK, USUAL_TOP = 2**25, 2**26
+"""What glibc itself comes to in a process that has used large blocks."""
 
 
 def peak_memory_gib() -> float:
@@ -51,10 +54,25 @@ def keep_freed() -> None:
     Every token of every layer copies the keys and values into new blocks. glibc gives large ones back to the system as
     soon as they are freed, which then clears each of their pages again for the next: a third of the whole time.
     """
+    _set_kept(KEPT_BLOCK, KEPT_TOP)
+
+
+@contextmanager
+def freed_is_kept() -> Iterator[None]:
+    """keep_freed for a while: what else the process does has larger blocks, and leaves holes that it cannot use."""
+    keep_freed()
+    try:
+        yield
+    finally:
+        _set_kept(USUAL_BLOCK, USUAL_TOP)
+        give_back_freed()
+
+
+def _set_kept(block: int, top: int) -> None:
     if (set_option := _of_glibc("mallopt")) is not None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-        set_option(mmap_threshold, KEPT_BLOCK)
-        set_option(trim_threshold, KEPT_TOP)
+        set_option(mmap_threshold, block)
+        set_option(trim_threshold, top)
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:

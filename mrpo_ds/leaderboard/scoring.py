@@ -4,12 +4,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from mrpo_ds.errors import ConfigError
 from mrpo_ds.leaderboard.candidates import load_whole
 from mrpo_ds.leaderboard.tasks import SEEDS, Loaded
+from mrpo_ds.memory import freed_is_kept
 
 BOOTSTRAP = 1000
 """Resamples for the standard errors of metrics that have no formula; means have one."""
@@ -56,7 +57,9 @@ def evaluate(lm: Any, loaded: Loaded, job: dict[str, Any]) -> dict[str, Any]:
 
     started = time.monotonic()
     longest = job["max_new_tokens"]
-    with _counting_truncated() as truncated:
+    generates = any(leaf.get_config("output_type") == "generate_until" for leaf in loaded.leaves)
+    keeping = freed_is_kept() if generates and lm.device.type == "cpu" else nullcontext()
+    with _counting_truncated() as truncated, keeping:
         result = simple_evaluate(
             model=lm,
             tasks=loaded.tasks,

@@ -192,12 +192,16 @@ class Loaded:
     """Its TaskManager, which knows no others."""
 
     @property
-    def documents(self) -> dict[str, int]:
-        """How many documents each leaf has."""
-        leaves = [
+    def leaves(self) -> list[Any]:
+        """All tasks, those of a group too."""
+        return [
             leaf for one in self.tasks for leaf in (one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one])
         ]
-        return {leaf.task_name: len(leaf.eval_docs) for leaf in leaves}
+
+    @property
+    def documents(self) -> dict[str, int]:
+        """How many documents each leaf has."""
+        return {leaf.task_name: len(leaf.eval_docs) for leaf in self.leaves}
 
 
 def load_tasks(resolved: Resolved, overrides: str | None) -> Loaded:

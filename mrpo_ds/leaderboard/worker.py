@@ -148,10 +148,6 @@ def main(device: str) -> None:
     from mrpo_ds.accelerator import announce_cpu
 
     announce_cpu()
-    from mrpo_ds.memory import keep_freed
-
-    if device == "cpu":
-        keep_freed()
     worker = Worker(device, answers)
     while True:
         worker.answer(worker.work(jobs.get()))

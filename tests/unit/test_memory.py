@@ -8,10 +8,13 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from mrpo_ds.memory import keep_freed
+from mrpo_ds.memory import freed_is_kept, keep_freed
 
 if sys.argv[1] == "keep":
     keep_freed()
+elif sys.argv[1] == "after":
+    with freed_is_kept():
+        torch.empty(12 << 20).fill_(1.0)
 torch.set_num_threads(1)
 faults = []
 for _ in range(24):  # the first ones make the heap as large as it needs to be
@@ -25,6 +28,7 @@ print(faults[-1] - faults[11])
 def test_what_is_freed_is_kept_for_the_next_block() -> None:
     pages = {
         how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
-        for how in ("keep", "leave")
+        for how in ("keep", "leave", "after")
     }
     assert pages["keep"] * 3 < pages["leave"], pages
+    assert pages["keep"] * 3 < pages["after"], pages
