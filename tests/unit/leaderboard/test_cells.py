@@ -141,4 +141,4 @@ def test_a_cell_of_other_settings_is_missing_and_named(tmp_path):
     text = as_markdown(results)
     assert "Missing: base/gsm8k, base/flexible, mrpo/gsm8k, mrpo/flexible." in text
     told = "base/gsm8k (limit 2 then, 16 now), base/flexible (limit 2 then, 16 now)"
-    assert f"Computed with other settings, and not counted: {told}." in text
+    assert f"Computed otherwise, and not counted: {told}." in text
