@@ -12,7 +12,7 @@ import psutil
 import torch
 
 KEPT_BLOCK, KEPT_TOP = 2**28, 2**30
-"""Bytes of a block, and of free memory at the heap's end, up to which keep_freed keeps what is freed."""
+"""Bytes of a block, and of free memory at the heap's end, up to which freed_is_kept keeps what is freed."""
 USUAL_BLOCK, USUAL_TOP = 2**25, 2**26
 """What glibc itself comes to in a process that has used large blocks."""
 
@@ -48,19 +48,18 @@ def give_back_freed() -> None:
         trim(0)
 
 
-def keep_freed() -> None:
-    """Have the C library keep what is freed for what comes next, where it is glibc: for generation on a CPU.
+@contextmanager
+def freed_is_kept(device: torch.device) -> Iterator[None]:
+    """Have glibc keep what is freed for what comes next: for generation on a CPU. On a GPU it changes nothing.
 
     Every token of every layer copies the keys and values into new blocks. glibc gives large ones back to the system as
     soon as they are freed, which then clears each of their pages again for the next: a third of the whole time.
+    Only for a while: what else a process does has larger blocks, and leaves holes that it cannot use.
     """
+    if device.type != "cpu":
+        yield
+        return
     _set_kept(KEPT_BLOCK, KEPT_TOP)
-
-
-@contextmanager
-def freed_is_kept() -> Iterator[None]:
-    """keep_freed for a while: what else the process does has larger blocks, and leaves holes that it cannot use."""
-    keep_freed()
     try:
         yield
     finally:

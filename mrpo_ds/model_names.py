@@ -1,4 +1,4 @@
-"""Names of models on the command line: NAME=PATH, or a PATH that names itself.
+"""Names of models and of columns; of models on the command line as NAME=PATH, or a PATH that names itself.
 
 A name stands in tables and is a folder's. Directories may have others: those of a sweep of runs have '=' and ','.
 """
@@ -7,6 +7,13 @@ import re
 from pathlib import Path
 
 from mrpo_ds.errors import require
+
+NAME_CHARACTERS = "letters, digits, '-', '_' and '.', which is not the first"
+
+
+def is_name(name: str) -> bool:
+    """Whether it can stand in a table and be a file's name: NAME_CHARACTERS."""
+    return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) is not None
 
 
 def split_named(text: str) -> tuple[str, str]:
@@ -24,7 +31,5 @@ def own_name(path: str) -> str:
 
 def check_name(name: str, path: str, option: str) -> None:
     """Raise ConfigError unless name can be a model's. option: how the user gives another one, such as NAME=PATH."""
-    usable = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) is not None
     missing = f" There is no path {f'{name}={path}'!r}." if "/" in name else ""
-    allowed = "letters, digits, '-', '_' and '.', which is not the first"
-    require(usable, "the name of a model", name, allowed, f"Give it another one: {option}.{missing}")
+    require(is_name(name), "the name of a model", name, NAME_CHARACTERS, f"Give it another one: {option}.{missing}")

@@ -22,8 +22,6 @@ OF_ONE_CALL = (400, 413, 422)
 """Refusals that may be about this prompt alone: too long, or against a policy of the server."""
 MOST_BYTES = 1 << 24
 """Of an answer: a judgment is some kilobytes."""
-
-
 SHORTEST_KEY = 8
 """Characters. A shorter one is no secret but a word that a server of one's own wants, and may stand in a judgment."""
 

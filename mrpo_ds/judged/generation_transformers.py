@@ -15,7 +15,7 @@ from torch import Tensor
 from mrpo_ds.errors import ConfigError, MrpoError
 from mrpo_ds.judged.generation import Request, Speaker
 from mrpo_ds.leaderboard.candidates import load_whole
-from mrpo_ds.memory import keep_freed
+from mrpo_ds.memory import freed_is_kept
 
 
 class Draws:
@@ -61,8 +61,6 @@ class TransformersBackend:
         self.limit = speaker.limit
         self.at_once = batch_size
         self._device = find_device(device)
-        if self._device.type == "cpu":
-            keep_freed()
         self._ends = sorted(speaker.ends)
         self._pad = _pad_id(speaker)
         model = load_whole(path, dtype="auto").eval()
@@ -94,12 +92,13 @@ class TransformersBackend:
             mask[row, width - len(request.ids) :] = 1
         samples = any(request.temperature for request in requests)
         try:
-            made = self._model.generate(
-                ids.to(self._device),
-                attention_mask=mask.to(self._device),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([Draws(requests)] if samples else []),
-            )
+            with freed_is_kept(self._device):
+                made = self._model.generate(
+                    ids.to(self._device),
+                    attention_mask=mask.to(self._device),
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList([Draws(requests)] if samples else []),
+                )
         except torch.OutOfMemoryError as error:
             raise MrpoError(
                 f"{self._device} has not enough memory for {len(requests)} questions at once; a lower "

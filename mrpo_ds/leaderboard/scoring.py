@@ -58,7 +58,7 @@ def evaluate(lm: Any, loaded: Loaded, job: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     longest = job["max_new_tokens"]
     generates = any(leaf.get_config("output_type") == "generate_until" for leaf in loaded.leaves)
-    keeping = freed_is_kept() if generates and lm.device.type == "cpu" else nullcontext()
+    keeping = freed_is_kept(lm.device) if generates else nullcontext()
     with _counting_truncated() as truncated, keeping:
         result = simple_evaluate(
             model=lm,

@@ -7,10 +7,10 @@ from pathlib import Path
 from mrpo_ds.config.load import load_record
 from mrpo_ds.config.schema import MISSING
 from mrpo_ds.errors import ConfigError, require, require_choice
+from mrpo_ds.model_names import NAME_CHARACTERS, is_name
 
 OURS = Path(__file__).resolve().parents[2] / "eval" / "suites"
 """The suites that come with the repository."""
-NAME_CHARACTERS = "letters, digits, '-', '_' and '.'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,7 @@ class SuiteTask:
 
     def __post_init__(self) -> None:
         key = f"tasks[{self.title}]"
-        usable = self.title != "" and all(letter.isalnum() or letter in "-_." for letter in self.title)
-        require(usable and self.title.isascii() and self.title[:1] != ".", f"{key}.name", self.title, NAME_CHARACTERS)
+        require(is_name(self.title), f"{key}.name", self.title, NAME_CHARACTERS)
         require(self.shots is None or self.shots >= 0, f"{key}.shots", self.shots, ">= 0, or null")
         require(0 <= self.weight < float("inf"), f"{key}.weight", self.weight, ">= 0")
         require(self.subtasks >= 1, f"{key}.subtasks", self.subtasks, ">= 1")

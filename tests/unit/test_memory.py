@@ -8,18 +8,19 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from mrpo_ds.memory import freed_is_kept, keep_freed
+from contextlib import nullcontext
+from mrpo_ds.memory import freed_is_kept
 
-if sys.argv[1] == "keep":
-    keep_freed()
-elif sys.argv[1] == "after":
-    with freed_is_kept():
+cpu = torch.device("cpu")
+if sys.argv[1] == "after":
+    with freed_is_kept(cpu):
         torch.empty(12 << 20).fill_(1.0)
 torch.set_num_threads(1)
 faults = []
-for _ in range(24):  # the first ones make the heap as large as it needs to be
-    torch.empty(12 << 20).fill_(1.0)  # 48 MiB: glibc maps such blocks by themselves
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+with freed_is_kept(cpu) if sys.argv[1] == "keep" else nullcontext():
+    for _ in range(24):  # the first ones make the heap as large as it needs to be
+        torch.empty(12 << 20).fill_(1.0)  # 48 MiB: glibc maps such blocks by themselves
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(faults[-1] - faults[11])
 """
 
